@@ -1,0 +1,172 @@
+//! What the analysis is given: the samples, routes and history of each worker, with every stack already resolved to
+//! files, functions and lines. Plain data, no I/O, no identifiers of a process's memory.
+
+/// The outcome of a request, as far as the agent could tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The response was made and its status was below 500.
+    Ok,
+    /// The application raised an exception, or answered with 500 or above.
+    Error,
+    /// The client went away before the response was complete.
+    Aborted,
+}
+
+/// One Python frame, resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frame {
+    /// The file as the code object names it.
+    pub file: String,
+    /// The function, qualified where the Python knows (3.11 and later).
+    pub function: String,
+    /// The line that was being run; 0 where the line table does not say.
+    pub line: u32,
+}
+
+/// Index into [`Worker::stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(pub u32);
+
+/// Index into [`Worker::routes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteId(pub u32);
+
+/// What a route's requests of one outcome have done so far in one worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Served {
+    /// Requests that ended this way.
+    pub requests: u64,
+    /// Estimated bytes that they allocated, freed since or not.
+    pub allocated_bytes: f64,
+}
+
+/// One route of one worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// `GET /data/<id>`
+    pub name: String,
+    /// By outcome, in the order of [`Outcome`].
+    pub served: [Served; 3],
+    /// Upper bounds of request durations, a histogram of powers of two: `durations[i]` requests took less than
+    /// 2^i microseconds (and not less than 2^(i-1)).
+    pub durations: [u64; 32],
+}
+
+/// The request that a sample belongs to, once that request has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settled {
+    /// Its route.
+    pub route: RouteId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// It was the n-th request of this route and outcome in this worker, counted from 1: never more than
+    /// [`Served::requests`] of that route and outcome.
+    pub ordinal: u64,
+}
+
+/// Which request a sample belongs to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Owner {
+    /// Allocated for a request that has ended.
+    Request(Settled),
+    /// Allocated for a request that is being served at this moment.
+    InFlight,
+    /// Allocated outside of any request that the agent knows of: imports, other threads, servers' own work.
+    Unattributed,
+}
+
+/// One live sample: bytes that were allocated, were picked by the sampler and are not freed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Where it was allocated. `None` where the stack could not be kept (see the losses), or cannot be trusted.
+    pub stack: Option<StackId>,
+    /// Unbiased estimate of the bytes that this sample stands for; at least [`Sample::size`].
+    pub weight: f64,
+    /// Bytes of the block, or, for growth, the bytes that realloc added.
+    pub size: u64,
+    /// Which request it belongs to.
+    pub owner: Owner,
+    /// How many requests of any route this worker had ended when the block was allocated.
+    pub born: u64,
+    /// Bytes added to an existing block by realloc.
+    pub growth: bool,
+    /// The block was handed out again by one of CPython's free lists: [`Owner`] is the request that revived it,
+    /// and the stack is that of the block's first life, so it does not say where the bytes are held now. The
+    /// untainted samples of the same route, outcome and size are the better witnesses of the line.
+    pub recycled: bool,
+}
+
+/// A run of the cyclic collector over all generations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FullCollection {
+    /// How many requests of any route this worker had ended by then.
+    pub requests: u64,
+}
+
+/// The state of a worker at one moment; kept about once a second, thinned by doubling.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tick {
+    /// Seconds since the Unix epoch.
+    pub time: f64,
+    /// Requests of any route ended by then.
+    pub requests: u64,
+    /// Resident set, bytes.
+    pub rss_bytes: u64,
+}
+
+/// What was lost, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// `stack_table_full`, `samples_thinned`, …
+    pub cause: &'static str,
+    /// How often.
+    pub count: u64,
+}
+
+/// One worker process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worker {
+    /// Its process id.
+    pub pid: u32,
+    /// It still ran when the table was read.
+    pub alive: bool,
+    /// `3.11.7`
+    pub python: String,
+    /// `gunicorn`, `werkzeug`, …; empty until the first request.
+    pub server: String,
+    /// The command line.
+    pub command: String,
+    /// Requests of any route that have ended.
+    pub requests: u64,
+    /// Stacks, innermost frame first.
+    pub stacks: Vec<Vec<Frame>>,
+    /// Routes.
+    pub routes: Vec<Route>,
+    /// Live samples.
+    pub samples: Vec<Sample>,
+    /// The collector's full runs, oldest first; the latest 64 at most.
+    pub full_collections: Vec<FullCollection>,
+    /// History, oldest first.
+    pub ticks: Vec<Tick>,
+    /// Losses by cause, only those that happened.
+    pub losses: Vec<Loss>,
+    /// Samples taken since the start, freed ones too.
+    pub samples_taken: u64,
+    /// The mean distance between samples in force now, in bytes.
+    pub interval_bytes: f64,
+    /// Estimated bytes allocated outside of any request.
+    pub unattributed_allocated_bytes: f64,
+    /// Resident set now (or when last seen), bytes.
+    pub rss_bytes: u64,
+    /// The highest resident set, bytes.
+    pub rss_peak_bytes: u64,
+    /// The memory limit that would kill it (cgroup's or the host's), bytes, where one is known.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Everything that a report is made from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evidence {
+    /// Every worker of the process tree, the living and the dead. Ordinals are counted in each by itself.
+    pub workers: Vec<Worker>,
+}
