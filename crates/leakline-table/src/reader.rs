@@ -1,1 +1,272 @@
-//! The command's half.
+//! Turns the bytes of a table, which may be torn, cut short or hostile, into plain values. Nothing that a byte says is
+//! used as an index, an offset or a length before it has been checked.
+//!
+//! The table may be written while it is read: a record can be half new. Such a record costs at most one wrong sample;
+//! it can't make the reader fail.
+
+use crate::layout::{
+    self, CodeRecord, CollectionRecord, Header, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
+};
+use std::fmt;
+
+/// Why bytes are not a table that this reader can read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Fewer bytes than a header.
+    TooShort {
+        /// How many there are.
+        bytes: usize,
+    },
+    /// It doesn't begin as a table does.
+    NotATable,
+    /// Written by a newer leakline.
+    Newer {
+        /// The header's version.
+        version: u32,
+    },
+    /// The header's own numbers contradict each other or the file.
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort { bytes } => write!(f, "cut short: {bytes} bytes are less than a table's header"),
+            Self::NotATable => f.write_str("not a leakline table"),
+            Self::Newer { version } => {
+                write!(f, "written by a newer leakline (table version {version}, this one reads {})", layout::VERSION)
+            }
+            Self::Damaged { what } => write!(f, "damaged: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// A code object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Code {
+    /// `co_filename`.
+    pub file: String,
+    /// `co_qualname`, or `co_name` before 3.11.
+    pub function: String,
+    /// `co_linetable`, or `co_lnotab` before 3.10.
+    pub line_table: Vec<u8>,
+    /// `co_firstlineno`.
+    pub first_line: u32,
+}
+
+/// A frame: where a function was in its bytecode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawFrame {
+    /// Index into [`Snapshot::codes`].
+    pub code: u32,
+    /// Offset of the instruction in the code's bytecode, in bytes; `None` where the function had not begun.
+    pub instruction: Option<u32>,
+}
+
+/// A live sample.
+#[derive(Clone, Debug)]
+pub struct RawSample {
+    /// The record, its numbers checked: `route` and `outcome` are good indices, `weight` is finite.
+    pub record: SampleRecord,
+    /// Index into [`Snapshot::stacks`].
+    pub stack: Option<u32>,
+}
+
+/// A route.
+#[derive(Clone, Debug)]
+pub struct RawRoute {
+    /// `GET /data/<id>`; empty for index 0, which stands for no route.
+    pub name: String,
+    /// Its counters.
+    pub record: RouteRecord,
+}
+
+/// A whole table as plain values.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The header, verbatim; its counters are only as true as the writer.
+    pub header: Header,
+    /// The server the shim found.
+    pub server: String,
+    /// The command line, words separated by NUL.
+    pub command: String,
+    /// Code objects; index 0 is an empty one.
+    pub codes: Vec<Code>,
+    /// Stacks that samples refer to, innermost frame first.
+    pub stacks: Vec<Vec<RawFrame>>,
+    /// Routes; index 0 is "no route".
+    pub routes: Vec<RawRoute>,
+    /// Samples that are live; those that lie parked on a free list are left out.
+    pub samples: Vec<RawSample>,
+    /// Full collections, oldest first.
+    pub collections: Vec<CollectionRecord>,
+    /// Ticks, oldest first.
+    pub ticks: Vec<TickRecord>,
+    /// Records that contradict the rest of the table and were left out.
+    pub damaged_records: u64,
+}
+
+/// The frames a stack may have; more than the agent ever writes.
+const DEEPEST: usize = 1024;
+
+impl Snapshot {
+    /// Reads a table from all of its bytes.
+    pub fn read(file: &[u8]) -> Result<Self, Refusal> {
+        let header = header(file)?;
+        let section = |kind: SectionKind| Section::find(file, &header, kind);
+        let strings = section(SectionKind::Strings)?;
+        let mut damaged_records = 0;
+
+        let codes: Vec<Code> = section(SectionKind::Codes)?
+            .records(CodeRecord::decode)
+            .map(|record| Code {
+                file: text(strings.string(record.file)),
+                function: text(strings.string(record.function)),
+                line_table: strings.string(record.line_table).to_vec(),
+                first_line: record.first_line,
+            })
+            .collect();
+        let routes: Vec<RawRoute> = section(SectionKind::Routes)?
+            .records(RouteRecord::decode)
+            .map(|record| RawRoute { name: text(strings.string(record.name)), record })
+            .collect();
+
+        let words = section(SectionKind::Stacks)?;
+        let mut stacks = Vec::new();
+        let mut known = std::collections::HashMap::new();
+        let mut samples = Vec::new();
+        for record in section(SectionKind::Samples)?.records(SampleRecord::decode) {
+            if record.live == 0 || record.flags & layout::FLAG_PARKED != 0 {
+                continue;
+            }
+            let sound = record.weight.is_finite()
+                && record.weight >= 0.0
+                && record.outcome < 3
+                && record.owner <= layout::OWNER_SETTLED
+                && (record.route as usize) < routes.len().max(1);
+            if !sound {
+                damaged_records += 1;
+                continue;
+            }
+            let stack = *known.entry(record.stack).or_insert_with(|| {
+                let frames = words.stack(record.stack, codes.len())?;
+                stacks.push(frames);
+                Some(stacks.len() as u32 - 1)
+            });
+            damaged_records += u64::from(stack.is_none() && record.stack != 0);
+            samples.push(RawSample { record, stack });
+        }
+
+        let mut collections: Vec<CollectionRecord> =
+            section(SectionKind::Collections)?.records(CollectionRecord::decode).collect();
+        collections.sort_by_key(|collection| collection.time_ns);
+        let ticks = section(SectionKind::Ticks)?.records(TickRecord::decode).collect();
+        Ok(Self {
+            server: text(strings.string(header.server)),
+            command: text(strings.string(header.command)),
+            header,
+            codes,
+            stacks,
+            routes,
+            samples,
+            collections,
+            ticks,
+            damaged_records,
+        })
+    }
+
+    /// What was lost by cause, only what happened, by the names of [`layout::LOSS_NAMES`].
+    pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        layout::LOSS_NAMES.into_iter().zip(self.header.lost).filter(|(_, count)| *count > 0)
+    }
+}
+
+/// Reads and checks the header alone: cheap, for listing tables.
+pub fn header(file: &[u8]) -> Result<Header, Refusal> {
+    if file.len() >= layout::MAGIC.len() && file[..layout::MAGIC.len()] != layout::MAGIC {
+        return Err(Refusal::NotATable);
+    }
+    let Some(header) = Header::decode(file) else {
+        return Err(Refusal::TooShort { bytes: file.len() });
+    };
+    if header.version > layout::VERSION {
+        return Err(Refusal::Newer { version: header.version });
+    }
+    if header.version == 0 {
+        return Err(Refusal::Damaged { what: "its version is 0" });
+    }
+    if !header.interval_bytes.is_finite() || header.interval_bytes < 0.0 {
+        return Err(Refusal::Damaged { what: "its sampling interval is no number" });
+    }
+    Ok(header)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A section's bytes in use, inside the file for sure.
+#[derive(Clone, Copy)]
+struct Section<'a> {
+    bytes: &'a [u8],
+    record_bytes: usize,
+}
+
+impl<'a> Section<'a> {
+    fn find(file: &'a [u8], header: &Header, kind: SectionKind) -> Result<Self, Refusal> {
+        let Some(entry) = header.directory.iter().find(|entry| entry.kind == kind as u32) else {
+            return Err(Refusal::Damaged { what: "a section is missing from its directory" });
+        };
+        Self::within(file, entry).ok_or(Refusal::Damaged { what: "a section lies outside of the file (cut short?)" })
+    }
+
+    fn within(file: &'a [u8], entry: &SectionEntry) -> Option<Self> {
+        let start = usize::try_from(entry.offset).ok()?;
+        let end = start.checked_add(usize::try_from(entry.bytes).ok()?)?;
+        let all = file.get(start..end)?;
+        let record_bytes = entry.record_bytes as usize;
+        let used = (entry.used as usize).checked_mul(record_bytes)?.min(all.len());
+        (record_bytes > 0).then_some(Self { bytes: &all[..used], record_bytes })
+    }
+
+    /// The records; a longer record of a later version is read by its known beginning.
+    fn records<T: 'a>(self, decode: fn(&[u8]) -> Option<T>) -> impl Iterator<Item = T> + 'a {
+        self.bytes.chunks_exact(self.record_bytes).filter_map(decode)
+    }
+
+    fn word(&self, index: usize) -> Option<u32> {
+        let at = index.checked_mul(4)?;
+        Some(u32::from_le_bytes(self.bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    }
+
+    /// The string at an offset; empty for 0 and for what does not lie in the section.
+    fn string(&self, id: u32) -> &'a [u8] {
+        let find = || {
+            let start = (id as usize).checked_add(4)?;
+            let length = u32::from_le_bytes(self.bytes.get(id as usize..start)?.try_into().ok()?) as usize;
+            self.bytes.get(start..start.checked_add(length)?)
+        };
+        if id == 0 { &[] } else { find().unwrap_or(&[]) }
+    }
+
+    /// The frames of a stack; `None` for 0 and for what is none.
+    fn stack(&self, id: u32, codes: usize) -> Option<Vec<RawFrame>> {
+        let count = self.word(id as usize)? as usize;
+        if id == 0 || count == 0 || count > DEEPEST {
+            return None;
+        }
+        (0..count)
+            .map(|index| {
+                let code = self.word(id as usize + 1 + 2 * index)?;
+                let instruction = self.word(id as usize + 2 + 2 * index)?;
+                ((code as usize) < codes)
+                    .then_some(RawFrame { code, instruction: (instruction != u32::MAX).then_some(instruction) })
+            })
+            .collect()
+    }
+}
