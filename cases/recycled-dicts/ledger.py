@@ -1,0 +1,20 @@
+"""Keeps the rows of every report that was ever made."""
+import sys
+
+_reports = []
+
+
+# expect: leak GET /report at ledger.py:record, bytes as GET /kept within 10 %, share 95 %
+def record(count):
+    _reports.append([{"id": number, "name": "row %d" % number, "state": "kept %d" % number} for number in range(count)])
+    return count
+
+
+def kept_bytes():
+    """The exact size of what the reports keep: the containers and the strings; keys and small ints are shared."""
+    total = sys.getsizeof(_reports)
+    for rows in _reports:
+        total += sys.getsizeof(rows)
+        for row in rows:
+            total += sys.getsizeof(row) + sys.getsizeof(row["name"]) + sys.getsizeof(row["state"])
+    return total
