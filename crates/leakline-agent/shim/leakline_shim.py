@@ -1,0 +1,293 @@
+"""Turns each request that a WSGI server serves into a `native.begin` and a `native.end`, and names its route.
+
+The agent executes this text once, with the GIL held, in a namespace of its own that holds `__name__` and `native`:
+
+    native.begin(method, path) -> handle   0 when this context serves a request already: then do nothing more
+    native.status(handle, status)          a status of 500 or more makes an ok end an error
+    native.route(template)                 of the current context's request; the last call wins
+    native.end(handle, outcome)            idempotent
+    native.server(name)                    the first call wins
+
+None of them raises. Everything here runs inside somebody else's server, so it imports nothing that the interpreter
+has not imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
+
+A server keeps the application that it serves in an attribute. We put a property in that attribute's place on the
+server's class, which hands out the instrumented application and leaves the plain one where it was. So a server that
+is running already is instrumented like one still to come, and taking the property away undoes it all.
+"""
+
+import os
+import sys
+
+OK = 0
+ERROR = 1
+
+# Where each server keeps its application, and whether it goes on reading a `wsgi.file_wrapper` after it has left the
+# request's thread, as waitress does. Gunicorn's classes are named one by one because its base class also carries
+# workers whose "application" does not speak WSGI (uvicorn's, Tornado's).
+SERVERS = {
+    "gunicorn.workers.sync": ("SyncWorker", "wsgi", False),
+    "gunicorn.workers.gthread": ("ThreadWorker", "wsgi", False),
+    "gunicorn.workers.base_async": ("AsyncWorker", "wsgi", False),
+    "werkzeug.serving": ("BaseWSGIServer", "app", False),
+    "wsgiref.simple_server": ("WSGIServer", "application", False),
+    "waitress.server": ("BaseWSGIServer", "application", True),
+    "cheroot.wsgi": ("Server", "wsgi_app", False),
+}
+
+begin = native.begin
+end = native.end
+
+# Module name to what went wrong when it was instrumented. The module is then as it would be without us.
+failed = {}
+
+
+def instrumented(application, files_leave_the_thread):
+    """The WSGI application that serves as `application` does and marks where each request begins and ends."""
+
+    def serve(environ, start_response):
+        try:
+            path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+            if not path.isascii():
+                # WSGI hands over bytes that pose as Latin-1.
+                path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        except Exception:
+            path = ""
+        handle = begin(environ.get("REQUEST_METHOD", ""), path)
+        if not handle:
+            return application(environ, start_response)
+
+        def respond(status, response_headers, exc_info=None):
+            if exc_info is None:
+                write = start_response(status, response_headers)
+            else:
+                try:
+                    write = start_response(status, response_headers, exc_info)
+                finally:
+                    # The traceback holds the frames that hold us: a cycle, unless it is dropped here.
+                    exc_info = None
+            if isinstance(status, str) and status[:1] == "5" and status[1:3].isdecimal():
+                native.status(handle, int(status[:3]))
+            return write
+
+        try:
+            body = application(environ, respond)
+        except BaseException:
+            end(handle, ERROR)
+            raise
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+            # Servers know their own file wrapper by its type and may hand the file to the kernel, so it must go back
+            # as it is.
+            if files_leave_the_thread:
+                end(handle, OK)
+            else:
+                end_when_closed(body, handle)
+            return body
+        return (SizedBody if hasattr(body, "__len__") else Body)(body, handle)
+
+    return serve
+
+
+class Body:
+    """A response's iterable, which the server closes at the request's end."""
+
+    __slots__ = ("_inner", "_handle", "_outcome")
+
+    def __init__(self, inner, handle):
+        self._inner = inner
+        self._handle = handle
+        self._outcome = OK
+
+    def __iter__(self):
+        # Not `yield from`, which would close the inner iterable when the server drops this iterator early, and the
+        # server closes it once more.
+        try:
+            for chunk in self._inner:
+                yield chunk
+        except GeneratorExit:
+            # The server stopped before the end, which is no mistake of the application's.
+            raise
+        except BaseException:
+            self._outcome = ERROR
+            raise
+
+    def close(self):
+        try:
+            close = getattr(self._inner, "close", None)
+            if close is not None:
+                close()
+        except BaseException:
+            end(self._handle, ERROR)
+            raise
+        end(self._handle, self._outcome)
+
+    def __del__(self):
+        # For a server that does not close what it has been given.
+        end(self._handle, self._outcome)
+
+
+class SizedBody(Body):
+    """The same for an iterable of known length, by which servers choose the Content-Length."""
+
+    __slots__ = ()
+
+    def __len__(self):
+        return len(self._inner)
+
+
+def end_when_closed(file, handle):
+    """Ends the request when the server closes `file`, the instance of its own file wrapper."""
+    close = getattr(file, "close", None)
+
+    def close_and_end():
+        nonlocal close
+        # Often a method bound to `file`, which holds us in turn: let go of it, so that no cycle keeps the file.
+        inner, close = close, None
+        try:
+            if inner is not None:
+                inner()
+        except BaseException:
+            end(handle, ERROR)
+            raise
+        end(handle, OK)
+
+    try:
+        file.close = close_and_end
+    except Exception:
+        end(handle, OK)
+
+
+def instrument_server(module):
+    class_name, attribute, files_leave_the_thread = SERVERS[module.__name__]
+    shadow = "_leakline_" + attribute
+
+    def get(server):
+        state = vars(server)
+        served = state.get(shadow)
+        if served is None:
+            if attribute not in state:
+                raise AttributeError(attribute)
+            application = state[attribute]
+            if application is None:
+                return None
+            native.server(name_and_version(module.__name__.partition(".")[0]))
+            served = state[shadow] = instrumented(application, files_leave_the_thread)
+        return served
+
+    def put(server, application):
+        state = vars(server)
+        state[attribute] = application
+        state.pop(shadow, None)
+
+    setattr(getattr(module, class_name), attribute, property(get, put))
+
+
+def name_and_version(package):
+    """As in "gunicorn 21.2.0". The version comes from the folder that the installer left beside the package, where
+    the package has no `__version__`: importlib.metadata would be an import that the server may never make."""
+    try:
+        module = sys.modules[package]
+        version = vars(module).get("__version__")
+        if version is None:
+            for entry in os.listdir(os.path.dirname(os.path.dirname(module.__file__))):
+                name, _, rest = entry.partition("-")
+                if name.lower() == package and rest.endswith(".dist-info"):
+                    version = rest[: -len(".dist-info")]
+        if isinstance(version, str):
+            return package + " " + version
+    except Exception:
+        pass
+    return package
+
+
+def instrument_werkzeug_routing(module):
+    """Names the rule that matched: for Flask of any version and for whoever else routes by Werkzeug."""
+    adapter = module.MapAdapter
+    original = adapter.match
+
+    def match(self, path_info=None, method=None, return_rule=False, *args, **kwargs):
+        rule, values = original(self, path_info, method, True, *args, **kwargs)
+        # Whoever passes a path asks about that path, not about the request.
+        if path_info is None:
+            native.route(self.script_name[:-1] + rule.rule)
+        return (rule if return_rule else rule.endpoint), values
+
+    match.__wrapped__ = original
+    adapter.match = match
+
+
+def instrument_django(module):
+    """Names the pattern that Django resolved. It keeps the match on the request from version 2.2 on."""
+    handler = module.BaseHandler
+    original = handler.get_response
+
+    def get_response(self, request):
+        try:
+            return original(self, request)
+        finally:
+            template = getattr(getattr(request, "resolver_match", None), "route", None)
+            if template is not None:
+                native.route("/" + template.lstrip("^"))
+
+    get_response.__wrapped__ = original
+    handler.get_response = get_response
+
+
+INSTRUMENTS = dict.fromkeys(SERVERS, instrument_server)
+INSTRUMENTS["werkzeug.routing"] = instrument_werkzeug_routing
+INSTRUMENTS["django.core.handlers.base"] = instrument_django
+
+
+def instrument(module):
+    try:
+        INSTRUMENTS[module.__name__](module)
+    except Exception as error:
+        failed[module.__name__] = repr(error)
+
+
+class Finder:
+    """Lets the other finders find a module of the table, and instruments it as soon as it has been executed."""
+
+    def __init__(self):
+        self._asking = set()
+
+    def find_spec(self, name, path=None, target=None):
+        # Another tool's finder may do as we do and ask us in turn.
+        if name not in INSTRUMENTS or name in self._asking:
+            return None
+        self._asking.add(name)
+        try:
+            for finder in sys.meta_path:
+                find_spec = getattr(finder, "find_spec", None)
+                spec = None if finder is self or find_spec is None else find_spec(name, path, target)
+                if spec is not None:
+                    instrument_after_execution(name, spec.loader)
+                    return spec
+            return None
+        finally:
+            self._asking.discard(name)
+
+
+def instrument_after_execution(name, loader):
+    """Shadows `loader.exec_module` for one call. The loader itself stays, because others look at its type."""
+
+    def exec_module(module):
+        own.pop("exec_module", None)
+        execute(module)
+        # One loader may serve a whole archive, and so another module than the one that was asked for.
+        if module.__name__ == name:
+            instrument(module)
+
+    try:
+        own = vars(loader)
+        execute = loader.exec_module
+        own["exec_module"] = exec_module
+    except Exception as error:
+        failed[name] = repr(error)
+
+
+sys.meta_path.insert(0, Finder())
+for name in INSTRUMENTS:
+    if name in sys.modules:
+        instrument(sys.modules[name])
