@@ -1,2 +1,14 @@
-//! `leakline`: finds out why a Python web server's memory grows.
-fn main() {}
+//! `leakline`: finds out why a Python web server's memory grows, while it serves, and names the line.
+use std::process::ExitCode;
+
+use clap::Parser;
+use leakline::command::Arguments;
+
+fn main() -> ExitCode {
+    // Wrong usage ends in here, with an explanation and exit code 2.
+    let arguments = Arguments::parse();
+    arguments.carry_out().unwrap_or_else(|failure| {
+        anstream::eprintln!("leakline: {failure}");
+        failure.exit.into()
+    })
+}

@@ -1,0 +1,97 @@
+//! From the words of the command line to what they ask for: a file a subcommand.
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::runs::Runs;
+
+mod list;
+mod run;
+
+const EXAMPLES: &str = "\
+Examples:
+  leakline run -- gunicorn -w 2 app:app     start a server; its report comes when it ends
+  leakline report                           what the latest run has shown so far
+  leakline report 4711 --json               the run that process 4711 belongs to, for a program
+  leakline report --fail-on leak            in CI: exit with 3 when there is a leak
+  leakline list                             which runs and tables there are
+  leakline doctor                           what would work on this machine, and what not
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 found what --fail-on names, 4 no run or table,
+5 not a table or a damaged one, 6 somebody else's. `run` exits as its server does:
+128+N for signal N, 126 or 127 when the command can't be run or isn't there.";
+
+/// Finds out why a Python web server's memory grows, while it serves, and names the route and the line.
+#[derive(Debug, Parser)]
+#[command(name = "leakline", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where tables live: a folder of yours that nobody else may enter
+    ///
+    /// It is made with mode 0700 where it is missing. Default: $LEAKLINE_DIR, else $XDG_RUNTIME_DIR/leakline, else
+    /// /tmp/leakline-UID.
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: clap::ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    List(list::List),
+}
+
+impl Arguments {
+    /// Does what they ask for.
+    pub fn carry_out(self) -> Result<ExitCode, Failure> {
+        match self.command {
+            Command::Run(run) => run.carry_out(&self.global),
+            Command::List(list) => list.carry_out(&self.global),
+        }
+    }
+}
+
+impl Global {
+    /// The folder of tables, by the user's choice or by default.
+    fn dir(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(Runs::default_dir)
+    }
+
+    /// The runs that there are.
+    fn runs(&self) -> Result<Runs, Failure> {
+        Runs::open(&self.dir())
+    }
+}
+
+/// Writes to standard output. A reader that has had enough, as `head` has, is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::io("write to", Path::new("standard output"), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The JSON text of what has no keys but strings, on lines of its own.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("all keys are strings") + "\n"
+}

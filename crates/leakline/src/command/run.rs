@@ -1,0 +1,96 @@
+//! `leakline run`: from a server's command line to its end, and to the report of what its memory did meanwhile.
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Global;
+use crate::failure::Failure;
+use crate::runs::Runs;
+use crate::target::agent::Source;
+use crate::target::launch::{self, Server};
+use crate::target::limit;
+use crate::target::process::Identity;
+
+/// Start a server and watch its memory
+///
+/// Runs COMMAND as it is, with an agent inside each of its Python processes. Signals are passed on, and the exit code is
+/// the server's. When it ends, by itself, by Ctrl-C or by the OOM killer, the report goes to standard error. While it
+/// runs, `leakline report` shows what there is so far.
+///
+/// Where the agent can't work, the server runs without it and says so.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  leakline run -- gunicorn -w 4 -k gthread app:app
+  leakline run -- flask --app app run
+  leakline run --exact -- python manage.py runserver --noreload")]
+pub struct Run {
+    /// Record every allocation instead of a sample: for short runs and tests, slow
+    #[arg(long)]
+    exact: bool,
+    /// Processor time that recording may take, in percent of one core
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.5, value_parser = percent, conflicts_with = "exact")]
+    budget: f64,
+    /// Size of each process's table in MiB; when it is full, samples are thinned
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    table: u64,
+    /// How many runs to keep, this one included
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    keep: u64,
+    /// The server's command line
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    /// Runs the server to its end; the exit code is the server's.
+    pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
+        let runs = Runs::create(&global.dir())?;
+        runs.prune(self.keep as usize - 1);
+        let agent = Source::find()?.install(runs.dir())?;
+        let preload = launch::preload(&agent, std::env::var_os("LD_PRELOAD"))?;
+
+        let argv = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let mut run = runs.begin(argv, limit::of(std::process::id()))?;
+        let mut environment = vec![
+            ("LD_PRELOAD", preload),
+            ("LEAKLINE_RUN", run.name().into()),
+            ("LEAKLINE_TABLES", run.folder.clone().into()),
+            ("LEAKLINE_TABLE_BYTES", (self.table << 20).to_string().into()),
+            ("LEAKLINE_BUDGET", (self.budget / 100.0).to_string().into()),
+        ];
+        if self.exact {
+            environment.push(("LEAKLINE_EXACT", "1".into()));
+        }
+
+        let server = match Server::start(&self.command, &environment) {
+            Ok(server) => server,
+            Err(failure) => {
+                run.delete();
+                return Err(failure);
+            }
+        };
+        // From here on nothing may keep us from waiting for the server.
+        if let Some(identity) = Identity::of(server.pid()) {
+            note(run.started_as(identity));
+        }
+        let ended = server.wait()?;
+        note(run.ended_with(ended.code()));
+        Ok(ended.code().into())
+    }
+}
+
+/// What went wrong beside the server is said and does not stop it.
+fn note(done: Result<(), Failure>) {
+    if let Err(failure) = done {
+        anstream::eprintln!("leakline: {failure}");
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
+        _ => Err("a percentage above 0 and up to 100".into()),
+    }
+}

@@ -1,0 +1,5 @@
+//! The processes that are looked at, from outside: how they are started, and what `/proc` says of them.
+pub mod agent;
+pub mod launch;
+pub mod limit;
+pub mod process;

@@ -1,0 +1,60 @@
+//! From a process id to what `/proc` knows of the process.
+use procfs::process::{Process, Stat};
+
+/// One process, told apart from a later one with the same id by the moment it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Process id.
+    pub pid: u32,
+    /// Clock ticks between the machine's start and the process's, field 22 of `/proc/PID/stat`.
+    pub start_ticks: u64,
+}
+
+impl Identity {
+    /// The process that has this id now.
+    pub fn of(pid: u32) -> Option<Self> {
+        stat(pid).map(|stat| Self { pid, start_ticks: stat.starttime })
+    }
+
+    /// It still runs. A zombie has ended: its memory is gone.
+    pub fn is_alive(self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.starttime == self.start_ticks && !matches!(stat.state, 'Z' | 'X'))
+    }
+
+    /// Resident set in bytes, now and at its highest, of a process that still runs.
+    pub fn resident(self) -> Option<Resident> {
+        let status = Process::new(self.pid as i32).ok()?.status().ok()?;
+        if !self.is_alive() {
+            return None;
+        }
+        Some(Resident { now: status.vmrss? * 1024, peak: status.vmhwm? * 1024 })
+    }
+}
+
+/// Resident set of a process, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Resident {
+    /// `VmRSS`
+    pub now: u64,
+    /// `VmHWM`
+    pub peak: u64,
+}
+
+/// The process's ancestors, nearest first, without the process itself.
+pub fn ancestors(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut current = pid;
+    while let Some(parent) = stat(current).map(|stat| stat.ppid as u32) {
+        // Processes come and go while we climb: a parent seen twice would be an id that was given again.
+        if parent == 0 || found.contains(&parent) {
+            break;
+        }
+        found.push(parent);
+        current = parent;
+    }
+    found
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()
+}
