@@ -1,6 +1,7 @@
 //! Everything of the `leakline` command but its entry: from the tables that agents write to findings and their print.
 pub mod analyze;
 pub mod command;
+pub mod drive;
 pub mod failure;
 pub mod reader;
 pub mod runs;
