@@ -60,7 +60,7 @@ impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Unreachable(server, cause) => {
-                write!(out, "cannot connect to {server}: {cause}; start the server first, or check the address")
+                write!(out, "cannot connect to {server}: {cause}")
             }
             Error::Runtime(cause) => write!(out, "cannot start an event loop: {cause}"),
         }

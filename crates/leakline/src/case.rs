@@ -1,0 +1,118 @@
+//! Turns the folder `cases/`, which the command carries in itself, into servers that can be started and driven: each a
+//! small application, its requirements, its command line and its traffic.
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use include_dir::{Dir, DirEntry, include_dir};
+use serde::Deserialize;
+
+use crate::drive::plan::Plan;
+
+static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../cases");
+
+/// A server with known behaviour.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its folder within `cases/`: `user-list`, `healthy/sessions`.
+    pub name: String,
+    /// What it shows, in one sentence.
+    pub story: String,
+    /// The Pythons that the tests run it on: `3.11`, or `system` for the one in `/usr/bin`.
+    pub pythons: Vec<String>,
+    /// What pip has to install, as a requirements file.
+    pub requirements: &'static str,
+    /// The traffic that brings out its behaviour.
+    pub traffic: Plan,
+    command: String,
+    folder: &'static Dir<'static>,
+}
+
+/// `case.toml`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    story: String,
+    pythons: Vec<String>,
+    command: String,
+}
+
+impl Case {
+    /// Every case, by name.
+    pub fn all() -> Vec<Case> {
+        let mut cases = Vec::new();
+        let mut folders = vec![&CASES];
+        while let Some(folder) = folders.pop() {
+            match folder.get_file(folder.path().join("case.toml")) {
+                Some(_) => cases.push(Case::new(folder)),
+                None => folders.extend(folder.dirs()),
+            }
+        }
+        cases.sort_by(|one, other| one.name.cmp(&other.name));
+        cases
+    }
+
+    /// The contents of a case were fixed when the command was built, and a test opens every one of them.
+    fn new(folder: &'static Dir<'static>) -> Case {
+        let text = |file: &str| {
+            let file = folder.get_file(folder.path().join(file)).unwrap_or_else(|| panic!("{folder:?} lacks {file}"));
+            file.contents_utf8().expect("cases are written in UTF-8")
+        };
+        let description: Description = toml::from_str(text("case.toml")).expect("case.toml is sound");
+        let traffic = Plan::parse(text("traffic.toml")).expect("traffic.toml is sound");
+        Case {
+            name: folder.path().to_string_lossy().into_owned(),
+            story: description.story,
+            pythons: description.pythons,
+            requirements: text("requirements.txt"),
+            traffic,
+            command: description.command,
+            folder,
+        }
+    }
+
+    /// The server's command line with this Python and this port of 127.0.0.1.
+    pub fn command(&self, python: &Path, port: u16) -> Vec<OsString> {
+        let words = self.command.split(' ').map(|word| match word {
+            "python" => python.into(),
+            word => word.replace("{port}", &port.to_string()).into(),
+        });
+        words.collect()
+    }
+
+    /// The Python files: name and text.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static Path, &'static str)> {
+        let files = self.folder.files().filter(|file| file.path().extension().is_some_and(|kind| kind == "py"));
+        files.map(|file| (file.path(), file.contents_utf8().expect("cases are written in UTF-8")))
+    }
+
+    /// Writes its files into `folder`, which exists.
+    pub fn unpack(&self, folder: &Path) -> io::Result<()> {
+        for entry in self.folder.entries() {
+            // A case is flat; where it was run in place, only Python's own cache of bytecode lies beside the files.
+            if let DirEntry::File(file) = entry {
+                let name = file.path().file_name().expect("a file has a name");
+                std::fs::write(folder.join(name), file.contents())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_is_whole_and_its_traffic_can_be_made() {
+        let cases = Case::all();
+        for case in &cases {
+            case.traffic.check().unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            assert!(case.sources().any(|(_, text)| text.contains("# expect: ")), "{} expects nothing", case.name);
+            let command = case.command(Path::new("/usr/bin/python3"), 8123);
+            assert!(command.iter().any(|word| word.to_string_lossy().contains("8123")), "{} has no port", case.name);
+        }
+        assert!(cases.iter().any(|case| case.name == "user-list"));
+        assert!(cases.iter().filter(|case| case.name.starts_with("healthy/")).count() >= 8);
+    }
+}
