@@ -101,12 +101,13 @@ async fn drive(server: &Server, plan: &Plan, mut progress: impl FnMut(&Tally)) -
 async fn keep_asking(mut client: Client, start: Instant, schedule: Rc<RefCell<Schedule>>, tally: Rc<RefCell<Tally>>) {
     loop {
         let Some(request) = schedule.borrow_mut().next() else { return };
-        // At a given rate, a request that has to wait for a free connection is late, and its latency says so: measured
-        // from its sending, a server that stalls would look faster than it is.
-        let asked = match request.due {
+        let asked = match request.due.map(|due| start + due) {
+            // A request that had to wait for a free connection is late, and its latency says so: measured from its
+            // sending, a server that stalls would look faster than it is.
+            Some(due) if due < Instant::now() => due,
             Some(due) => {
-                sleep_until((start + due).into()).await;
-                start + due
+                sleep_until(due.into()).await;
+                Instant::now()
             }
             None => Instant::now(),
         };

@@ -1,5 +1,6 @@
 //! Everything of the `leakline` command but its entry: from the tables that agents write to findings and their print.
 pub mod analyze;
+pub mod case;
 pub mod command;
 pub mod drive;
 pub mod failure;
