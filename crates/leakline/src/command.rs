@@ -9,6 +9,8 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::runs::Runs;
 
+mod demo;
+mod drive;
 mod list;
 mod run;
 
@@ -20,6 +22,8 @@ Examples:
   leakline report --fail-on leak            in CI: exit with 3 when there is a leak
   leakline list                             which runs and tables there are
   leakline doctor                           what would work on this machine, and what not
+  leakline drive http://127.0.0.1:8000/     send traffic to a server
+  leakline demo                             watch it find the leak of a small server
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 found what --fail-on names, 4 no run or table,
 5 not a table or a damaged one, 6 somebody else's. `run` exits as its server does:
@@ -56,6 +60,8 @@ pub struct Global {
 enum Command {
     Run(run::Run),
     List(list::List),
+    Drive(drive::Drive),
+    Demo(demo::Demo),
 }
 
 impl Arguments {
@@ -64,6 +70,8 @@ impl Arguments {
         match self.command {
             Command::Run(run) => run.carry_out(&self.global),
             Command::List(list) => list.carry_out(&self.global),
+            Command::Drive(drive) => drive.carry_out(&self.global),
+            Command::Demo(demo) => demo.carry_out(&self.global),
         }
     }
 }
