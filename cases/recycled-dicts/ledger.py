@@ -6,12 +6,15 @@ _reports = []
 
 # expect: leak GET /report at ledger.py:record, bytes as GET /kept within 10 %, share 95 %
 def record(count):
-    _reports.append([{"id": number, "name": "row %d" % number, "state": "kept %d" % number} for number in range(count)])
-    return count
+    rows = []
+    for number in range(count):
+        rows.append({"id": number, "name": "row %d" % number, "state": "kept %d" % number})
+    _reports.append(rows)
+    return len(rows)
 
 
 def kept_bytes():
-    """The exact size of what the reports keep: the containers and the strings; keys and small ints are shared."""
+    """The exact size of what the reports keep: lists, dicts and strings; the keys and the small ints are shared."""
     total = sys.getsizeof(_reports)
     for rows in _reports:
         total += sys.getsizeof(rows)

@@ -1,0 +1,229 @@
+//! Every case of `cases/` runs under leakline with its own traffic, on the Pythons that it names, and the report is
+//! compared with what the case's own files expect:
+//!
+//! ```text
+//! # expect: none
+//! # expect: leak ROUTE at FILE:FUNCTION, CLAUSE, …
+//!     in PACKAGE                           the stack passes through this package
+//!     N B/request within P %               the size of the leak
+//!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
+//!     share P %                            of all routes' live bytes, this route has at least so much
+//! ```
+mod harness;
+
+use std::fs;
+use std::process::Command;
+use std::sync::Mutex;
+
+use harness::{LEAKLINE, Server};
+use leakline::case::Case;
+use serde_json::Value;
+
+/// A busy machine makes the sampler coarser, so servers don't run side by side.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What a case's files expect.
+#[derive(Debug)]
+enum Expected {
+    None,
+    Leak { route: String, file: String, function: String, clauses: Vec<Clause> },
+}
+
+#[derive(Debug)]
+enum Clause {
+    In(String),
+    PerRequest { bytes: f64, within: f64 },
+    Kept { path: String, within: f64 },
+    Share(f64),
+}
+
+fn expected(case: &Case) -> Expected {
+    let line = case.sources().find_map(|(_, text)| text.lines().find_map(|line| line.strip_prefix("# expect: ")));
+    let line = line.unwrap_or_else(|| panic!("{} expects nothing", case.name));
+    if line == "none" {
+        return Expected::None;
+    }
+    let (what, clauses) = line.split_once(", ").unwrap_or((line, ""));
+    let leak = what.strip_prefix("leak ").and_then(|what| what.split_once(" at ")).unwrap_or_else(|| panic!("{line}"));
+    let (file, function) = leak.1.split_once(':').unwrap_or_else(|| panic!("{line}"));
+    Expected::Leak {
+        route: leak.0.to_owned(),
+        file: file.to_owned(),
+        function: function.to_owned(),
+        clauses: clauses.split(", ").filter(|clause| !clause.is_empty()).map(clause).collect(),
+    }
+}
+
+fn clause(text: &str) -> Clause {
+    let number = |word: &str| word.parse::<f64>().unwrap_or_else(|_| panic!("{word} in {text:?} is no number"));
+    match text.split(' ').collect::<Vec<_>>()[..] {
+        ["in", package] => Clause::In(format!("/{package}/")),
+        [bytes, "B/request", "within", percent, "%"] => {
+            Clause::PerRequest { bytes: number(bytes), within: number(percent) / 100.0 }
+        }
+        ["bytes", "as", "GET", path, "within", percent, "%"] => {
+            Clause::Kept { path: path.to_owned(), within: number(percent) / 100.0 }
+        }
+        ["share", percent, "%"] => Clause::Share(number(percent) / 100.0),
+        _ => panic!("{text:?} is no clause of an expectation"),
+    }
+}
+
+/// Runs a case on each of its Pythons and compares.
+fn check(name: &str) {
+    let case = Case::all().into_iter().find(|case| case.name == name).unwrap();
+    let expected = expected(&case);
+    for version in &case.pythons {
+        let Some(python) = harness::python(version, &harness::root().join("cases").join(name).join("requirements.txt"))
+        else {
+            continue;
+        };
+        // A case that failed must not keep the others from running.
+        let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let folder = harness::folder(name);
+        case.unpack(&folder).unwrap();
+        let port = harness::free_port();
+        let server = Server::start(&case.command(&python, port), &folder, port);
+        server.drive_well(&case.traffic);
+        let kept = match &expected {
+            Expected::Leak { clauses, .. } => clauses.iter().find_map(|clause| match clause {
+                Clause::Kept { path, .. } => Some(server.get(path).trim().parse::<f64>().unwrap()),
+                _ => None,
+            }),
+            Expected::None => None,
+        };
+        let report = server.stop();
+        compare(&expected, kept, &report).unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(), String> {
+    let findings = report["findings"].as_array().ok_or("there is no list of findings")?;
+    if report["window"]["requests"].as_u64().unwrap_or(0) == 0 {
+        return Err("not one request was seen".to_owned());
+    }
+    let Expected::Leak { route, file, function, clauses } = expected else {
+        // That a cache is called a cache is right.
+        return match findings.iter().find(|finding| finding["kind"] != "cache") {
+            Some(finding) => Err(format!("a healthy server is accused: {}", finding["summary"])),
+            None => Ok(()),
+        };
+    };
+    let leaks: Vec<&Value> = findings.iter().filter(|finding| finding["kind"] == "leak").collect();
+    let first = leaks.first().ok_or("the leak was not found")?;
+    for leak in &leaks {
+        if leak["route"] != route.as_str() {
+            return Err(format!("{} is accused, and it is {route}", leak["route"]));
+        }
+    }
+    let named = [&first["site"], &first["application"]].into_iter().any(|frame| is(frame, file, function));
+    if !named {
+        return Err(format!("{file}:{function} is not named"));
+    }
+    let per_request: f64 = leaks.iter().filter_map(|leak| leak["bytes_per_request"].as_f64()).sum();
+    for clause in clauses {
+        match clause {
+            Clause::In(package) => {
+                let stack = first["stack"].as_array().ok_or("the finding has no stack")?;
+                if !stack.iter().any(|frame| frame["file"].as_str().is_some_and(|file| file.contains(package))) {
+                    return Err(format!("the stack does not pass through {package}"));
+                }
+            }
+            Clause::PerRequest { bytes, within } => near(per_request, *bytes, *within, "bytes per request")?,
+            Clause::Kept { within, .. } => near(
+                live(report, |_| true),
+                kept.ok_or("the server did not say")?,
+                *within,
+                "live bytes of all routes",
+            )?,
+            Clause::Share(share) => {
+                let found = live(report, |name| name == route) / live(report, |_| true);
+                if found < *share {
+                    return Err(format!("{route} has {:.1} % of the live bytes", found * 100.0));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is(frame: &Value, file: &str, function: &str) -> bool {
+    frame["file"].as_str().is_some_and(|path| path.rsplit('/').next() == Some(file)) && frame["function"] == function
+}
+
+fn near(found: f64, exact: f64, within: f64, what: &str) -> Result<(), String> {
+    match (found - exact).abs() <= exact * within {
+        true => Ok(()),
+        false => Err(format!("{what}: {found:.0}, and not {exact:.0} within {:.0} %", within * 100.0)),
+    }
+}
+
+/// The live bytes of the routes with these names.
+fn live(report: &Value, is_meant: impl Fn(&str) -> bool) -> f64 {
+    let routes = report["routes"].as_array().into_iter().flatten();
+    let meant = routes.filter(|route| route["route"].as_str().is_some_and(&is_meant));
+    meant.filter_map(|route| route["live_bytes"].as_f64()).sum()
+}
+
+macro_rules! cases {
+    ($($test:ident $name:literal)*) => {
+        $(#[test]
+        fn $test() {
+            check($name);
+        })*
+
+        #[test]
+        fn every_case_is_tested() {
+            let tested = [$($name),*];
+            for case in Case::all() {
+                assert!(tested.contains(&case.name.as_str()), "no test runs {}", case.name);
+            }
+        }
+    };
+}
+
+cases! {
+    user_list "user-list"
+    slow_timer "slow-timer"
+    recycled_dicts "recycled-dicts"
+    cyclic_garbage "healthy/cyclic-garbage"
+    first_request "healthy/first-request"
+    fragmentation "healthy/fragmentation"
+    import_tables "healthy/import-tables"
+    preloaded "healthy/preloaded"
+    sessions "healthy/sessions"
+    sqlite_pool "healthy/sqlite-pool"
+    templates "healthy/templates"
+    thread_caches "healthy/thread-caches"
+    warming_cache "healthy/warming-cache"
+}
+
+/// The demo, from nothing to the finding; and nothing is left running.
+#[test]
+fn the_demo_finds_its_leak() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let requirements = harness::root().join("cases/user-list/requirements.txt");
+    let Some(python) = ["3.11", "system"].iter().find_map(|version| harness::python(version, &requirements)) else {
+        return;
+    };
+    harness::build_agent();
+    let folder = harness::folder("demo");
+    let demo = Command::new(LEAKLINE)
+        .args(["--json", "--dir"])
+        .arg(folder.join("tables"))
+        .args(["demo", "--python"])
+        .arg(python)
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&demo.stderr);
+    assert!(demo.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&demo.stdout).unwrap();
+    let case = Case::all().into_iter().find(|case| case.name == "user-list").unwrap();
+    compare(&expected(&case), None, &report).unwrap_or_else(|error| panic!("{error}\n{said}\n{report:#}"));
+    for worker in report["target"]["workers"].as_array().unwrap() {
+        assert_eq!(worker["alive"], false, "{report:#}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}

@@ -1,0 +1,200 @@
+//! From a command line to a server under `leakline run` that accepts connections on a port of its own, and from the
+//! server's end to the report. Whatever happens to a test, its server ends with it.
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use leakline::drive::plan::Plan;
+use leakline::drive::tally::Tally;
+use leakline::drive::{self, Server as Address};
+use leakline::target::process::ancestors;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The command under test.
+pub const LEAKLINE: &str = env!("CARGO_BIN_EXE_leakline");
+/// How long to wait for what takes a second, on a machine that is busy with something else. Never a measure.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// A new, empty folder of this test, below cargo's folder for tests.
+pub fn folder(name: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = format!("{}-{}-{number}", name.replace('/', "-"), std::process::id());
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// The Python of this version (`3.8`, or `system`) with these requirements installed, or `None` when this machine has
+/// no such CPython, which is said.
+pub fn python(version: &str, requirements: &Path) -> Option<PathBuf> {
+    let setup = Command::new(root().join("scripts/setup")).arg(version).arg(requirements).output().unwrap();
+    match setup.status.code() {
+        Some(0) => Some(String::from_utf8(setup.stdout).unwrap().trim().into()),
+        Some(3) => {
+            eprintln!("skipped: there is no CPython {version} here");
+            None
+        }
+        _ => panic!("scripts/setup {version}: {}", String::from_utf8_lossy(&setup.stderr)),
+    }
+}
+
+/// A free port of 127.0.0.1.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Builds the agent as released servers get it, unless that was done already.
+pub fn build_agent() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        // target/debug/leakline looks for the agent in target/agent.
+        let target = Path::new(LEAKLINE).ancestors().nth(2).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "leakline-agent", "--profile", "agent", "--target-dir"]).arg(target);
+        assert!(build.current_dir(root()).status().unwrap().success(), "the agent can't be built");
+    });
+}
+
+/// A server under `leakline run`.
+pub struct Server {
+    /// Its port of 127.0.0.1.
+    pub port: u16,
+    launcher: Child,
+    /// Tables and log; deleted at the end of a test that did not fail.
+    folder: PathBuf,
+}
+
+impl Server {
+    /// Starts `command` in the folder `at`, and waits until it accepts connections on `port`.
+    pub fn start(command: &[OsString], at: &Path, port: u16) -> Server {
+        build_agent();
+        let folder = folder("server");
+        let log = File::create(folder.join("log")).unwrap();
+        let launcher = Command::new(LEAKLINE)
+            .arg("--dir")
+            .arg(folder.join("tables"))
+            .args(["run", "--"])
+            .args(command)
+            .current_dir(at)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = Server { port, launcher, folder };
+        server.wait(|server| match server.launcher.try_wait().unwrap() {
+            Some(status) => panic!("the server ended with {status} before it accepted a connection:\n{}", server.log()),
+            None => TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(),
+        });
+        server
+    }
+
+    /// Everything that the server and `leakline run` have written.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.join("log")).unwrap()).into_owned()
+    }
+
+    /// Process id of `leakline run`.
+    pub fn launcher(&self) -> u32 {
+        self.launcher.id()
+    }
+
+    /// Makes the traffic of a plan.
+    pub fn drive(&self, plan: &Plan) -> Tally {
+        let address = Address { host: Ipv4Addr::LOCALHOST.to_string(), port: self.port };
+        plan.check().unwrap();
+        drive::run(&address, plan, |_| {}).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// Makes the traffic of a plan, each request of which has to be answered with 200.
+    pub fn drive_well(&self, plan: &Plan) {
+        let sum = self.drive(plan).sum();
+        let well = sum.statuses.get(&200).copied().unwrap_or(0);
+        assert_eq!(well, plan.total, "statuses {:?}, failures {:?}\n{}", sum.statuses, sum.failures, self.log());
+    }
+
+    /// The body of one answer.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_else(|| panic!("no answer: {answer}"))
+    }
+
+    /// The report as it stands, from the tables.
+    pub fn report(&self) -> Value {
+        let report = Command::new(LEAKLINE)
+            .arg("--dir")
+            .arg(self.folder.join("tables"))
+            .args(["report", "--json", &self.launcher.id().to_string()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&report.stderr);
+        assert!(report.status.success(), "leakline report: {said}\n{}", self.log());
+        serde_json::from_slice(&report.stdout).unwrap()
+    }
+
+    /// Ends the server as a deployment does, and reports.
+    pub fn stop(mut self) -> Value {
+        self.terminate();
+        self.report()
+    }
+
+    /// Ends the server as a deployment does; the exit status is that of `leakline run`.
+    pub fn terminate(&mut self) -> ExitStatus {
+        // It may end in between: then there is no one to be told.
+        let _ = signal::kill(Pid::from_raw(self.launcher.id() as i32), Signal::SIGTERM);
+        self.wait(|server| server.launcher.try_wait().unwrap().is_some());
+        self.launcher.wait().unwrap()
+    }
+
+    fn wait(&mut self, done: impl Fn(&mut Server) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < PATIENCE, "waited too long for the server\n{}", self.log());
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(None) = self.launcher.try_wait() {
+            // The server first: an orphan could no longer be told from somebody else's process.
+            for pid in descendants(self.launcher.id()) {
+                let _ = signal::kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+            let _ = self.launcher.kill();
+            let _ = self.launcher.wait();
+        }
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// The processes that `pid` started, and those that they started.
+fn descendants(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&process| process != pid && ancestors(process).contains(&pid)).collect()
+}
