@@ -1,2 +1,21 @@
 //! Turns evidence into findings. No file, clock or process is touched below this module.
+//!
+//! The way: every live sample becomes one or more [deposits](deposit) on a route, an outcome and a line; the deposits are
+//! [grouped](group) by route and application line; each group is [judged](decision) by the ages of its survivors; a
+//! group that only a leak explains becomes a [finding](finding) with its [rate](rate) and what it [leads to](outlook).
+//! `docs/decision.md` derives the formulas and gives their measured error rates.
+pub mod decision;
+mod deposit;
 pub mod evidence;
+mod finding;
+mod group;
+mod lines;
+mod outlook;
+mod rate;
+mod routes;
+mod window;
+
+pub use finding::{Analysis, Finding, Kind, Origin, Share, findings};
+pub use outlook::span;
+pub use rate::Rate;
+pub use routes::{RouteTotals, Unattributed};

@@ -5,5 +5,6 @@ pub mod command;
 pub mod drive;
 pub mod failure;
 pub mod reader;
+pub mod report;
 pub mod runs;
 pub mod target;

@@ -12,6 +12,11 @@ pub enum Outcome {
     Aborted,
 }
 
+impl Outcome {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Error, Self::Aborted];
+}
+
 /// One Python frame, resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {
@@ -124,7 +129,7 @@ pub struct Loss {
 }
 
 /// One worker process.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Worker {
     /// Its process id.
     pub pid: u32,

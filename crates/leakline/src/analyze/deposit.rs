@@ -1,0 +1,299 @@
+//! Turns live samples into deposits: bytes that a stretch of requests of one route and outcome has left behind on a line.
+//!
+//! Three things stand between a sample and a deposit:
+//! - **A tread.** A list that grows by realloc takes its memory in risers, an eighth of its length ahead of need, and
+//!   then fills it over the requests that follow. Its riser is therefore spread over the tread behind it.
+//! - **A free list.** The stack of a recycled sample is that of an earlier life. Its bytes go to the lines that the
+//!   trusted samples of the same route, outcome and size name, in proportion.
+//! - **A collection.** Cyclic garbage lives until a full collection, so it matters whether one has passed over it.
+use std::collections::{BTreeMap, HashMap};
+
+use super::evidence::{Evidence, Frame, Outcome, Owner, Sample, Worker};
+use super::lines::Libraries;
+use super::window::Window;
+
+/// CPython takes at most an eighth more than a list needs, so a riser at the n-th request is filled by n / 8 more.
+const TREAD: f64 = 1.0 / 8.0;
+/// The relative variance of the place of a sample on its tread, were that left out: that of a uniform place within the
+/// riser is 1/12; doubled, because the requests that fill the tread differ.
+const RISER_NOISE: f64 = 1.0 / 6.0;
+
+/// Index into [`Deposits::frames`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LineId(pub usize);
+
+/// Index into [`Deposits::routes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteIndex(pub usize);
+
+/// What a deposit was left by: a route's requests of one outcome, or whatever ran outside of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// Requests of this route and outcome.
+    Route(RouteIndex, Outcome),
+    /// Anything else, counted against all requests of the worker.
+    Outside,
+}
+
+/// Where a stack allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The innermost line.
+    pub site: LineId,
+    /// The innermost line of the application's own code.
+    pub application: Option<LineId>,
+    /// A stack that shows the way: its worker, and its number there.
+    pub stack: (usize, u32),
+}
+
+/// Bytes left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Deposit {
+    /// Index of the worker.
+    pub worker: usize,
+    /// Whose requests left them.
+    pub source: Source,
+    /// On which line; `None` where nobody knows.
+    pub place: Option<Place>,
+    /// Estimated bytes.
+    pub bytes: f64,
+    /// Filled from this request of its source …
+    pub from: f64,
+    /// … to this one; the same one unless it is a riser.
+    pub to: f64,
+    /// Variance of `bytes` as a share of `bytes` squared.
+    pub noise: f64,
+    /// Bytes added to an existing block.
+    pub growth: bool,
+    /// Bytes of the block that was sampled.
+    pub size: u64,
+    /// The sample's stack was that of an earlier life.
+    pub recycled: bool,
+}
+
+impl Deposit {
+    /// The share of the deposit that falls into a window, and the middle of that share.
+    pub fn within(&self, window: &Window) -> Option<(f64, f64)> {
+        if self.to <= self.from {
+            return (self.from > window.from && self.from <= window.to).then_some((1.0, self.from - 0.5));
+        }
+        let (from, to) = (self.from.max(window.from), self.to.min(window.to));
+        (to > from).then(|| ((to - from) / (self.to - self.from), (from + to) / 2.0))
+    }
+}
+
+/// The requests of one source in one worker.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct History {
+    /// How many there were.
+    pub requests: u64,
+    /// Those that can testify.
+    pub window: Option<Window>,
+    /// The last of them that had ended when the collector last ran over everything; 0 when it never did.
+    pub collected: f64,
+}
+
+/// All deposits, and what their indices mean.
+pub struct Deposits {
+    /// The deposits.
+    pub all: Vec<Deposit>,
+    /// Names of routes; a route of several workers has one.
+    pub routes: Vec<String>,
+    /// Lines, as (file, function, line) of some worker's stack.
+    pub frames: Vec<Frame>,
+    /// What each worker's sources have done.
+    pub histories: HashMap<(usize, Source), History>,
+}
+
+impl Deposits {
+    /// Makes the deposits of all workers.
+    pub fn of(evidence: &Evidence) -> Self {
+        let mut ledger = Self { all: vec![], routes: vec![], frames: vec![], histories: HashMap::new() };
+        let places = ledger.places(evidence);
+        for (index, worker) in evidence.workers.iter().enumerate() {
+            let routes = ledger.routes_of(worker);
+            ledger.add_histories(index, worker, &routes);
+            let owned = |sample: &Sample| owner(sample, &routes);
+            let risers = Treads::of(worker, &owned);
+            for sample in &worker.samples {
+                let Some((source, ordinal)) = owned(sample) else { continue };
+                let place = sample.stack.and_then(|stack| *places[index].get(stack.0 as usize)?);
+                let taken = (sample.size as f64 / sample.weight).min(1.0);
+                let (to, noise) = match sample.growth {
+                    true => (risers.end(source, sample, ordinal), 1.0 - taken + taken * RISER_NOISE),
+                    false => (ordinal, 1.0),
+                };
+                let deposit = Deposit {
+                    worker: index,
+                    source,
+                    place: place.filter(|_| !sample.recycled),
+                    bytes: sample.weight,
+                    from: ordinal,
+                    to,
+                    noise,
+                    growth: sample.growth,
+                    size: sample.size,
+                    recycled: sample.recycled,
+                };
+                ledger.all.push(deposit);
+            }
+        }
+        ledger.settle_recycled();
+        ledger
+    }
+
+    /// The places of every stack of every worker.
+    fn places(&mut self, evidence: &Evidence) -> Vec<Vec<Option<Place>>> {
+        let libraries = Libraries::of(evidence);
+        let mut known: HashMap<Frame, LineId> = HashMap::new();
+        let mut line = |frame: &Frame| {
+            *known.entry(frame.clone()).or_insert_with(|| {
+                self.frames.push(frame.clone());
+                LineId(self.frames.len() - 1)
+            })
+        };
+        let workers = evidence.workers.iter().enumerate();
+        workers
+            .map(|(index, worker)| {
+                let stacks = worker.stacks.iter().zip(0..);
+                stacks
+                    .map(|(stack, number)| {
+                        let site = line(stack.first()?);
+                        let application = libraries.application(stack).map(&mut line);
+                        Some(Place { site, application, stack: (index, number) })
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    fn routes_of(&mut self, worker: &Worker) -> Vec<RouteIndex> {
+        let mut index = |name: &String| {
+            RouteIndex(self.routes.iter().position(|known| known == name).unwrap_or_else(|| {
+                self.routes.push(name.clone());
+                self.routes.len() - 1
+            }))
+        };
+        worker.routes.iter().map(|route| index(&route.name)).collect()
+    }
+
+    fn add_histories(&mut self, index: usize, worker: &Worker, routes: &[RouteIndex]) {
+        let collection = Collection::of(worker, routes);
+        for (route, &global) in worker.routes.iter().zip(routes) {
+            for (outcome, served) in Outcome::ALL.into_iter().zip(route.served) {
+                let history = self.histories.entry((index, Source::Route(global, outcome))).or_default();
+                history.requests += served.requests;
+            }
+        }
+        self.histories.entry((index, Source::Outside)).or_default().requests = worker.requests;
+        for (&(_, source), history) in self.histories.iter_mut().filter(|((of, _), _)| *of == index) {
+            history.window = Window::of(history.requests);
+            history.collected = collection.last_request(source, history.requests);
+        }
+    }
+
+    /// Gives the bytes of recycled samples to the lines that the trusted samples of their route, outcome and size name.
+    fn settle_recycled(&mut self) {
+        let mut witnesses: HashMap<(Source, u64), BTreeMap<Place, f64>> = HashMap::new();
+        for deposit in &self.all {
+            if let Some(place) = deposit.place {
+                let places = witnesses.entry((deposit.source, deposit.size)).or_default();
+                *places.entry(place).or_default() += deposit.bytes;
+            }
+        }
+        for at in 0..self.all.len() {
+            let deposit = self.all[at];
+            let places = witnesses.get(&(deposit.source, deposit.size));
+            let Some(places) = places.filter(|_| deposit.recycled) else { continue };
+            let total: f64 = places.values().sum();
+            let mut shares = places.iter().map(|(&place, bytes)| Deposit {
+                place: Some(place),
+                bytes: deposit.bytes * bytes / total,
+                ..deposit
+            });
+            self.all[at] = shares.next().unwrap_or(deposit);
+            self.all.extend(shares);
+        }
+    }
+}
+
+/// Who owns a sample, and the number of the request among its owner's; `None` while the request is being served.
+fn owner(sample: &Sample, routes: &[RouteIndex]) -> Option<(Source, f64)> {
+    match sample.owner {
+        Owner::Request(settled) => {
+            let route = *routes.get(settled.route.0 as usize)?;
+            Some((Source::Route(route, settled.outcome), settled.ordinal as f64))
+        }
+        Owner::Unattributed => Some((Source::Outside, sample.born as f64)),
+        Owner::InFlight => None,
+    }
+}
+
+/// The collector's last full run in a worker, in terms of each source's own requests.
+struct Collection {
+    /// The share of the worker's requests that had ended by then.
+    share: f64,
+    /// The samples of each source that were born nearest to it: the last request before, the first one after.
+    nearest: HashMap<Source, (Option<f64>, Option<f64>)>,
+}
+
+impl Collection {
+    fn of(worker: &Worker, routes: &[RouteIndex]) -> Self {
+        let requests = worker.full_collections.last().map_or(0, |collection| collection.requests);
+        let mut nearest: HashMap<Source, (Option<f64>, Option<f64>)> = HashMap::new();
+        for sample in &worker.samples {
+            let Some((source, ordinal)) = owner(sample, routes) else { continue };
+            let (before, after) = nearest.entry(source).or_default();
+            match sample.born <= requests {
+                true => *before = Some(before.map_or(ordinal, |known| known.max(ordinal))),
+                false => *after = Some(after.map_or(ordinal, |known| known.min(ordinal))),
+            }
+        }
+        Self { share: requests as f64 / worker.requests.max(1) as f64, nearest }
+    }
+
+    /// The number of the last request of a source that had ended by then. Samples know their place in both counts, and
+    /// the gap that they leave is halved; where one side has none, the source's requests are taken to have come evenly.
+    fn last_request(&self, source: Source, requests: u64) -> f64 {
+        match self.nearest.get(&source) {
+            Some((Some(before), Some(after))) => (before + after) / 2.0,
+            _ => requests as f64 * self.share,
+        }
+    }
+}
+
+/// Where the treads of growing blocks end.
+struct Treads {
+    risers: HashMap<(Source, Option<u32>), Vec<f64>>,
+}
+
+impl Treads {
+    fn of(worker: &Worker, owned: &impl Fn(&Sample) -> Option<(Source, f64)>) -> Self {
+        let mut risers: HashMap<_, Vec<f64>> = HashMap::new();
+        for sample in worker.samples.iter().filter(|sample| sample.growth) {
+            if let Some((source, ordinal)) = owned(sample) {
+                risers.entry((source, sample.stack.map(|stack| stack.0))).or_default().push(ordinal);
+            }
+        }
+        for ordinals in risers.values_mut() {
+            ordinals.sort_by(f64::total_cmp);
+            ordinals.dedup();
+        }
+        Self { risers }
+    }
+
+    /// The request that fills what the riser at `ordinal` took: at the latest the one before the next riser from the
+    /// same stack. A block is filled no earlier than the first request, which bounds the tread even where the sampler
+    /// missed the next riser, or where there is none yet.
+    fn end(&self, source: Source, sample: &Sample, ordinal: f64) -> f64 {
+        let risers = &self.risers[&(source, sample.stack.map(|stack| stack.0))];
+        let next = risers.partition_point(|&riser| riser <= ordinal);
+        let longest = ordinal + ordinal * TREAD;
+        let likely = match risers.get(next) {
+            Some(&riser) => riser,
+            None if next >= 2 => ordinal + (ordinal - risers[next - 2]) * (1.0 + TREAD),
+            None => ordinal,
+        };
+        likely.min(longest).max(ordinal)
+    }
+}
