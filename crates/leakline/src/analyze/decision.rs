@@ -106,7 +106,8 @@ impl Shape {
         }
         let squares: f64 = by_request.values().map(|(bytes, _)| bytes * bytes).sum();
         let noise: f64 = by_request.values().map(|(bytes, noise)| bytes * noise).sum();
-        let mut ages: Vec<(f64, f64)> = survivors.iter().map(|survivor| (survivor.age, survivor.bytes / total)).collect();
+        let mut ages: Vec<(f64, f64)> =
+            survivors.iter().map(|survivor| (survivor.age, survivor.bytes / total)).collect();
         ages.sort_by(|one, other| one.0.total_cmp(&other.0));
         let grown: f64 = survivors.iter().filter(|survivor| survivor.growth).map(|survivor| survivor.bytes).sum();
         let count = total * total / squares;
@@ -282,7 +283,14 @@ mod tests {
     fn many_survivors_of_few_requests_are_too_little() {
         let survivors: Vec<_> = even(100)
             .enumerate()
-            .map(|(at, age)| Survivor { request: at / 20, age, bytes: 1.0, noise: 1.0, growth: false, collected: false })
+            .map(|(at, age)| Survivor {
+                request: at / 20,
+                age,
+                bytes: 1.0,
+                noise: 1.0,
+                growth: false,
+                collected: false,
+            })
             .collect();
         assert!(!Shape::of(&survivors, &SERVED).is_enough());
     }

@@ -22,6 +22,10 @@ const RISER_NOISE: f64 = 1.0 / 6.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LineId(pub usize);
 
+/// A function, or the body of a module, of some file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FunctionId(pub usize);
+
 /// Index into [`Deposits::routes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteIndex(pub usize);
@@ -42,6 +46,8 @@ pub struct Place {
     pub site: LineId,
     /// The innermost line of the application's own code.
     pub application: Option<LineId>,
+    /// The function of the application's line; that of the innermost line where the application has no part in it.
+    pub function: FunctionId,
     /// A stack that shows the way: its worker, and its number there.
     pub stack: (usize, u32),
 }
@@ -145,26 +151,33 @@ impl Deposits {
     /// The places of every stack of every worker.
     fn places(&mut self, evidence: &Evidence) -> Vec<Vec<Option<Place>>> {
         let libraries = Libraries::of(evidence);
-        let mut known: HashMap<Frame, LineId> = HashMap::new();
-        let mut line = |frame: &Frame| {
-            *known.entry(frame.clone()).or_insert_with(|| {
-                self.frames.push(frame.clone());
-                LineId(self.frames.len() - 1)
-            })
-        };
-        let workers = evidence.workers.iter().enumerate();
-        workers
-            .map(|(index, worker)| {
-                let stacks = worker.stacks.iter().zip(0..);
-                stacks
-                    .map(|(stack, number)| {
-                        let site = line(stack.first()?);
-                        let application = libraries.application(stack).map(&mut line);
-                        Some(Place { site, application, stack: (index, number) })
+        let mut lines: HashMap<&Frame, LineId> = HashMap::new();
+        let mut functions: HashMap<(&str, &str), FunctionId> = HashMap::new();
+        let mut places = vec![];
+        for (index, worker) in evidence.workers.iter().enumerate() {
+            let mut of_worker = vec![];
+            for (stack, number) in worker.stacks.iter().zip(0..) {
+                let mut line = |frame| {
+                    *lines.entry(frame).or_insert_with(|| {
+                        self.frames.push(Frame::clone(frame));
+                        LineId(self.frames.len() - 1)
                     })
-                    .collect()
-            })
-            .collect()
+                };
+                of_worker.push(stack.first().map(|innermost| {
+                    let application = libraries.application(stack);
+                    let owner = application.unwrap_or(innermost);
+                    let next = FunctionId(functions.len());
+                    Place {
+                        site: line(innermost),
+                        application: application.map(line),
+                        function: *functions.entry((&owner.file, &owner.function)).or_insert(next),
+                        stack: (index, number),
+                    }
+                }));
+            }
+            places.push(of_worker);
+        }
+        places
     }
 
     fn routes_of(&mut self, worker: &Worker) -> Vec<RouteIndex> {
@@ -194,19 +207,19 @@ impl Deposits {
 
     /// Gives the bytes of recycled samples to the lines that the trusted samples of their route, outcome and size name.
     fn settle_recycled(&mut self) {
-        let mut witnesses: HashMap<(Source, u64), BTreeMap<Place, f64>> = HashMap::new();
+        let mut witnesses: HashMap<(Source, u64), BTreeMap<(LineId, FunctionId), (f64, Place)>> = HashMap::new();
         for deposit in &self.all {
             if let Some(place) = deposit.place {
                 let places = witnesses.entry((deposit.source, deposit.size)).or_default();
-                *places.entry(place).or_default() += deposit.bytes;
+                places.entry((place.site, place.function)).or_insert((0.0, place)).0 += deposit.bytes;
             }
         }
         for at in 0..self.all.len() {
             let deposit = self.all[at];
             let places = witnesses.get(&(deposit.source, deposit.size));
             let Some(places) = places.filter(|_| deposit.recycled) else { continue };
-            let total: f64 = places.values().sum();
-            let mut shares = places.iter().map(|(&place, bytes)| Deposit {
+            let total: f64 = places.values().map(|(bytes, _)| bytes).sum();
+            let mut shares = places.values().map(|&(bytes, place)| Deposit {
                 place: Some(place),
                 bytes: deposit.bytes * bytes / total,
                 ..deposit

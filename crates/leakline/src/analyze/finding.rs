@@ -1,10 +1,10 @@
 //! Turns the groups that only a leak explains into findings, those that cost most first.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::decision::{ERROR, Garbage};
-use super::deposit::{Deposits, LineId, Source};
+use super::deposit::{Deposit, Deposits, FunctionId, LineId, Place, Source};
 use super::evidence::{Evidence, Frame, Outcome};
-use super::group::{Group, Pool, groups, line_of, outcomes};
+use super::group::{Group, Pool, groups, outcomes};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
@@ -13,7 +13,7 @@ use super::routes::{RouteTotals, Unattributed, totals, unattributed};
 const UNCOLLECTED_CONFIDENCE: f64 = 0.9;
 /// The most that is ever claimed: the mildest healthy trend is a convention, not a law.
 const MOST_CONFIDENCE: f64 = 0.99;
-/// A line is named for a whole route where it carries at least this share.
+/// A function is named for a whole route where it carries at least this share.
 const DOMINANT: f64 = 0.5;
 /// Sites below this share of a finding are not listed.
 const WORTH_LISTING: f64 = 0.05;
@@ -68,7 +68,7 @@ pub struct Finding {
     pub requests: u64,
     /// The line that allocates most of it.
     pub site: Option<Frame>,
-    /// The innermost line of the application's own code that leads there.
+    /// The line of the application's own code that leads there most.
     pub application: Option<Frame>,
     /// The way from the allocating line outwards, by the stack that carries most.
     pub stack: Vec<Frame>,
@@ -109,31 +109,28 @@ pub fn findings(evidence: &Evidence) -> Analysis {
     }
 }
 
-/// One group for each leak: a line is preferred to its sites, all outcomes together to one of them, and a whole route
-/// only speaks where none of its lines does.
+/// One group for each leak: the groups come in the order of preference, and each that repeats one before it is left out.
+/// Functions are preferred to their lines, all outcomes together to one of them, and a whole route only speaks where
+/// none of its functions does.
 fn without_repeats<'a>(leaks: &[&'a Group]) -> Vec<&'a Group> {
     let mut chosen: Vec<&Group> = vec![];
-    let mut told = BTreeSet::new();
-    // The order of keys is that of preference: within a route, lines before sites before the route, and within each
-    // of them all outcomes before a single one.
     for group in leaks {
-        let key = group.key;
-        let line = match key.pool {
-            Pool::Line(line) | Pool::Site(line, _) => Some(line),
-            Pool::Route => None,
-        };
-        let repeats = chosen.iter().any(|known| match (known.key.pool, line) {
-            _ if known.key.route != key.route => false,
-            (_, None) => true,
-            (Pool::Line(other), Some(line)) => other == line && (known.key.outcome.is_none() || group.key.outcome.is_none() || known.key.outcome == key.outcome),
-            (Pool::Site(..), Some(_)) => known.key.pool == key.pool && known.key.outcome.is_none(),
-            (Pool::Route, Some(_)) => false,
-        });
-        if !repeats && told.insert(key) {
+        if !chosen.iter().any(|known| repeats(group, known)) {
             chosen.push(group);
         }
     }
     chosen
+}
+
+fn repeats(group: &Group, known: &Group) -> bool {
+    let shares_outcome =
+        known.key.outcome.is_none() || group.key.outcome.is_none() || known.key.outcome == group.key.outcome;
+    let shares_pool = match (group.key.pool, known.key.pool) {
+        (Pool::Function(one) | Pool::Site(one, _), Pool::Function(other)) => one == other,
+        (Pool::Route, _) => true,
+        (one, other) => one == other,
+    };
+    known.key.route == group.key.route && shares_outcome && shares_pool
 }
 
 fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: usize) -> Finding {
@@ -142,29 +139,22 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
         Source::Route(route, how) => group.key.route == Some(route) && outcome.is_none_or(|only| only == how),
         Source::Outside => group.key.route.is_none(),
     };
-    let members = || group.members.iter().map(|&member| &deposits.all[member]).filter(|one| is_leaking(one.source));
-    let live_bytes = members().map(|deposit| deposit.bytes).sum();
-    let requests = deposits.histories.iter().filter(|((_, source), _)| is_leaking(*source));
-    let collected = if group.shape.garbage == Garbage::Survived { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
+    let members = group.members.iter().map(|&member| &deposits.all[member]);
+    let members: Vec<&Deposit> = members.filter(|deposit| is_leaking(deposit.source)).collect();
+    let live_bytes = bytes(&members);
+    let function = function(group, &members);
+    let places = || members.iter().filter_map(|deposit| Some((deposit.place?, deposit.bytes)));
+    let of_function = || places().filter(|(place, _)| Some(place.function) == function);
 
-    let line = named_line(deposits, group, live_bytes);
-    let mut by_site: BTreeMap<LineId, f64> = BTreeMap::new();
-    let mut by_stack: BTreeMap<(LineId, (usize, u32)), f64> = BTreeMap::new();
-    for deposit in members() {
-        let Some(place) = deposit.place.filter(|place| line == Some(line_of(place))) else { continue };
-        *by_site.entry(place.site).or_default() += deposit.bytes;
-        *by_stack.entry((place.site, place.stack)).or_default() += deposit.bytes;
-    }
-    let mut sites: Vec<_> = by_site.into_iter().collect();
-    sites.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let sites = largest_first(of_function().map(|(place, bytes)| (place.site, bytes)));
     let site = sites.first().map(|&(site, _)| site);
-    let stacks = by_stack.into_iter().filter(|((of, _), _)| Some(*of) == site);
-    let stack = stacks.max_by(|one, other| one.1.total_cmp(&other.1)).map(|((_, stack), _)| stack);
-    let stack = stack.map_or(vec![], |(worker, stack)| evidence.workers[worker].stacks[stack as usize].clone());
+    let of_site = of_function().filter(|(place, _)| Some(place.site) == site);
+    let stack = largest_first(of_site.map(|(place, bytes)| (place, bytes))).first().map(|&(place, _)| place);
     let frame = |line: LineId| deposits.frames[line.0].clone();
-    let has_application = |line: &LineId| {
-        members().filter_map(|deposit| deposit.place).any(|place| place.application == Some(*line))
-    };
+    let frames = |place: Place| evidence.workers[place.stack.0].stacks[place.stack.1 as usize].clone();
+
+    let most = if group.shape.garbage == Garbage::Survived { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
+    let requests = deposits.histories.iter().filter(|((_, source), _)| is_leaking(*source));
     Finding {
         kind: Kind::Leak,
         origin: Origin::Python,
@@ -172,13 +162,13 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
         outcome,
         rate,
         live_bytes,
-        confidence: (1.0 - group.shape.doubt() * looked_at as f64).clamp(0.0, collected),
+        confidence: (1.0 - group.shape.doubt() * looked_at as f64).clamp(0.0, most),
         garbage: group.shape.garbage,
-        samples: members().count(),
+        samples: members.len(),
         requests: requests.map(|(_, history)| history.requests).sum(),
         site: site.map(frame),
-        application: line.filter(has_application).map(frame),
-        stack,
+        application: stack.and_then(|place| place.application).map(frame),
+        stack: stack.map_or(vec![], frames),
         sites: sites
             .iter()
             .map(|&(site, bytes)| Share { site: frame(site), share: bytes / live_bytes })
@@ -188,21 +178,31 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
     }
 }
 
-/// The line that the group stands for; that of a whole route is the one that carries most of it, if one does.
-fn named_line(deposits: &Deposits, group: &Group, live_bytes: f64) -> Option<LineId> {
+/// The function that a group stands for: that of a whole route is the one that carries most of it, if one does.
+fn function(group: &Group, members: &[&Deposit]) -> Option<FunctionId> {
     match group.key.pool {
-        Pool::Line(line) | Pool::Site(line, _) => Some(line),
+        Pool::Function(function) | Pool::Site(function, _) => Some(function),
         Pool::Route => {
-            let mut lines: BTreeMap<LineId, f64> = BTreeMap::new();
-            for deposit in group.members.iter().map(|&member| &deposits.all[member]) {
-                if let Some(place) = deposit.place {
-                    *lines.entry(line_of(&place)).or_default() += deposit.bytes;
-                }
-            }
-            let dominant = lines.into_iter().max_by(|one, other| one.1.total_cmp(&other.1));
-            dominant.filter(|&(_, bytes)| bytes >= live_bytes * DOMINANT).map(|(line, _)| line)
+            let of_place = |deposit: &&Deposit| Some((deposit.place?.function, deposit.bytes));
+            let functions = largest_first(members.iter().filter_map(of_place));
+            functions.first().filter(|(_, most)| *most >= bytes(members) * DOMINANT).map(|&(function, _)| function)
         }
     }
+}
+
+fn bytes(deposits: &[&Deposit]) -> f64 {
+    deposits.iter().map(|deposit| deposit.bytes).sum()
+}
+
+/// Sums bytes by key, and puts the keys with most bytes first.
+fn largest_first<Key: Ord>(bytes: impl Iterator<Item = (Key, f64)>) -> Vec<(Key, f64)> {
+    let mut sums: BTreeMap<Key, f64> = BTreeMap::new();
+    for (key, bytes) in bytes {
+        *sums.entry(key).or_default() += bytes;
+    }
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    sums.sort_by(|one, other| other.1.total_cmp(&one.1));
+    sums
 }
 
 /// The outcome that leaks more than all others for sure, with its rate; no single one where several do, or where there

@@ -1,23 +1,23 @@
 //! Turns deposits into the groups that are looked at, and each group into its shape and its rate.
 //!
-//! A slow leak leaves few samples, spread over several lines of one library that one line of the application calls. So
-//! evidence is pooled, by application line first, by the line that allocates where the first is mixed with something
-//! healthy, and by the whole route where the leak has no line of its own. Leaks that only some outcomes have are looked
+//! A slow leak leaves few samples, spread over several lines of a library that several lines of one function call. So
+//! evidence is pooled: by function of the application first, by single lines where the function is mixed with something
+//! healthy, and by the whole route where the leak has no function of its own. Leaks that only some outcomes have are looked
 //! for by outcome as well. Every group that is looked at counts in the correction for having looked so often.
 use std::collections::BTreeMap;
 
 use super::decision::{Served, Shape, Survivor};
-use super::deposit::{Deposit, Deposits, LineId, Place, RouteIndex, Source};
+use super::deposit::{Deposit, Deposits, FunctionId, LineId, RouteIndex, Source};
 use super::evidence::Outcome;
 use super::rate::Rate;
 
 /// How widely a group pools. The order is that in which groups are preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pool {
-    /// Everything that one line of the application led to.
-    Line(LineId),
-    /// What one line allocated on behalf of one line of the application.
-    Site(LineId, LineId),
+    /// Everything that one function of the application led to.
+    Function(FunctionId),
+    /// What one line allocated on behalf of one function of the application.
+    Site(FunctionId, LineId),
     /// The whole route.
     Route,
 }
@@ -45,11 +45,6 @@ pub struct Group {
     pub rate: Rate,
 }
 
-/// The line that a place belongs to: the application's, or the allocating one where the application has no part in it.
-pub fn line_of(place: &Place) -> LineId {
-    place.application.unwrap_or(place.site)
-}
-
 /// All groups that have left enough to be looked at.
 pub fn groups(deposits: &Deposits) -> Vec<Group> {
     let mut members: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
@@ -60,8 +55,8 @@ pub fn groups(deposits: &Deposits) -> Vec<Group> {
         };
         let mut pools = vec![Pool::Route];
         if let Some(place) = deposit.place {
-            pools.push(Pool::Line(line_of(&place)));
-            pools.push(Pool::Site(line_of(&place), place.site));
+            pools.push(Pool::Function(place.function));
+            pools.push(Pool::Site(place.function, place.site));
         }
         for pool in pools {
             members.entry(Key { route, pool, outcome: None }).or_default().push(at);

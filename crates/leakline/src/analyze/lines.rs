@@ -101,7 +101,10 @@ mod tests {
 
     #[test]
     fn a_stack_of_libraries_alone_has_no_application() {
-        assert_eq!(application(&["/venv/lib/python3.8/site-packages/gunicorn/http/body.py", "/venv/bin/gunicorn"]), None);
+        assert_eq!(
+            application(&["/venv/lib/python3.8/site-packages/gunicorn/http/body.py", "/venv/bin/gunicorn"]),
+            None
+        );
     }
 
     #[test]

@@ -22,7 +22,8 @@ const SURE: f64 = 1.96;
 impl Rate {
     /// `bytes` left by `requests` requests, known from as many independent `survivors`.
     pub fn of(bytes: f64, requests: f64, survivors: f64) -> Self {
-        let bound = |n: f64, z: f64| if n > 0.0 { n * (1.0 - 1.0 / (9.0 * n) + z / (3.0 * n.sqrt())).powi(3) } else { 0.0 };
+        let bound =
+            |n: f64, z: f64| if n > 0.0 { n * (1.0 - 1.0 / (9.0 * n) + z / (3.0 * n.sqrt())).powi(3) } else { 0.0 };
         let rate = bytes / requests;
         let low = rate * bound(survivors, -SURE).max(0.0) / survivors;
         let high = rate * bound(survivors + 1.0, SURE) / survivors;

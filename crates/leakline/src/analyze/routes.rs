@@ -37,14 +37,15 @@ pub fn totals(evidence: &Evidence, deposits: &Deposits) -> Vec<RouteTotals> {
             durations.iter_mut().zip(route.durations).for_each(|(sum, count)| *sum += count);
         }
         let served = |outcome: Outcome| routes().map(|route| route.served[outcome as usize].requests).sum();
-        let live = deposits.all.iter().filter(|deposit| {
-            matches!(deposit.source, Source::Route(route, _) if route == RouteIndex(index))
-        });
+        let live = deposits
+            .all
+            .iter()
+            .filter(|deposit| matches!(deposit.source, Source::Route(route, _) if route == RouteIndex(index)));
         RouteTotals {
             route: name.clone(),
             requests: Outcome::ALL.map(served),
-            allocated_bytes: routes().flat_map(|route| route.served).map(|served| served.allocated_bytes).sum(),
-            live_bytes: live.map(|deposit| deposit.bytes).sum(),
+            allocated_bytes: sum(routes().flat_map(|route| route.served).map(|served| served.allocated_bytes)),
+            live_bytes: sum(live.map(|deposit| deposit.bytes)),
             p50_ms: quantile(&durations, 0.50),
             p99_ms: quantile(&durations, 0.99),
         }
@@ -54,14 +55,19 @@ pub fn totals(evidence: &Evidence, deposits: &Deposits) -> Vec<RouteTotals> {
     totals
 }
 
-/// What runs outside of requests, and what requests hold that have not ended.
+/// What runs outside of requests.
 pub fn unattributed(evidence: &Evidence) -> Unattributed {
     let samples = evidence.workers.iter().flat_map(|worker| &worker.samples);
     let outside = samples.filter(|sample| sample.owner == Owner::Unattributed);
     Unattributed {
-        live_bytes: outside.map(|sample| sample.weight).sum(),
-        allocated_bytes: evidence.workers.iter().map(|worker| worker.unattributed_allocated_bytes).sum(),
+        live_bytes: sum(outside.map(|sample| sample.weight)),
+        allocated_bytes: sum(evidence.workers.iter().map(|worker| worker.unattributed_allocated_bytes)),
     }
+}
+
+/// The sum, which is 0 for no terms: `Iterator::sum` makes that -0, which JSON shows.
+fn sum(terms: impl Iterator<Item = f64>) -> f64 {
+    terms.fold(0.0, |sum, term| sum + term)
 }
 
 /// The upper bound, in milliseconds, of the histogram's bucket that holds the quantile.

@@ -1,0 +1,374 @@
+//! Turns an analysis into the report that programs read: schema 1. Fields may be added to it, never changed.
+//!
+//! Sizes are bytes, times are seconds unless a name says otherwise; what is not known is null or empty.
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::analyze::decision::Garbage;
+use crate::analyze::evidence::{Evidence, Frame, Outcome, Worker};
+use crate::analyze::{self, Analysis, Kind, Origin};
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// 1.
+    pub schema: u32,
+    /// What was watched.
+    pub target: Target,
+    /// For how long.
+    pub window: Window,
+    /// What the findings rest on.
+    pub evidence: Basis,
+    /// Resident memory of all workers.
+    pub rss: Rss,
+    /// What was found, that which costs most first.
+    pub findings: Vec<Finding>,
+    /// What each route did.
+    pub routes: Vec<Route>,
+    /// What ran outside of requests.
+    pub unattributed: Unattributed,
+}
+
+/// The server.
+#[derive(Clone, Debug, Serialize)]
+pub struct Target {
+    /// The oldest process of the tree.
+    pub pid: Option<u32>,
+    /// Its command line.
+    pub command: String,
+    /// `3.11.7`
+    pub python: String,
+    /// `gunicorn`; empty until the first request.
+    pub server: String,
+    /// Its processes.
+    pub workers: Vec<Process>,
+}
+
+/// One process.
+#[derive(Clone, Debug, Serialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// It ran when its table was read.
+    pub alive: bool,
+    /// Requests that it has answered.
+    pub requests: u64,
+    /// Its resident set, now or when it was last seen.
+    pub rss: u64,
+}
+
+/// The time and the requests that the evidence spans.
+#[derive(Clone, Debug, Serialize)]
+pub struct Window {
+    /// Seconds since the Unix epoch.
+    pub start: Option<f64>,
+    /// Its length.
+    pub seconds: f64,
+    /// Requests of all routes and workers.
+    pub requests: u64,
+}
+
+/// What the findings rest on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Basis {
+    /// Samples taken, those that were freed too.
+    pub samples: u64,
+    /// One sample in so many bytes.
+    pub mean_interval_bytes: f64,
+    /// What was lost, by cause.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// A leak of this size would have been found.
+    pub smallest_visible_bytes_per_request: Option<f64>,
+}
+
+/// Resident memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rss {
+    /// At the first moment that is remembered.
+    pub start: u64,
+    /// Of the living workers, or of the dead ones when they were last seen if none lives.
+    pub now: u64,
+    /// The sum of the workers' highest.
+    pub peak: u64,
+    /// The limit that would kill them.
+    pub limit: Option<u64>,
+    /// Where it is.
+    pub ledger: Unknown,
+    /// What `malloc_trim` would give back.
+    pub trim_would_return: Unknown,
+}
+
+/// What schema 1 has a place for and nothing measures yet: null.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Unknown;
+
+/// One finding.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// `leak`
+    pub kind: &'static str,
+    /// `python`
+    pub origin: &'static str,
+    /// `GET /data/<id>`; null for what runs outside of requests.
+    pub route: Option<String>,
+    /// `any`, `ok`, `error` or `aborted`.
+    pub outcome: &'static str,
+    /// `any`
+    pub phase: &'static str,
+    /// What a request leaves behind.
+    pub bytes_per_request: f64,
+    /// Lower bound of its 95 % interval.
+    pub low: f64,
+    /// Upper bound of its 95 % interval.
+    pub high: f64,
+    /// What has been left behind so far.
+    pub live_bytes: f64,
+    /// The most that it ever held.
+    pub peak_bytes: Unknown,
+    /// 0 to 1.
+    pub confidence: f64,
+    /// Live samples that it rests on.
+    pub samples: usize,
+    /// Requests of the route and outcome.
+    pub requests: u64,
+    /// Cyclic garbage that was not collected yet is ruled out.
+    pub collected: bool,
+    /// The line that allocates.
+    pub site: Option<Line>,
+    /// The innermost line of the application's own code.
+    pub application: Option<Line>,
+    /// From the allocating line outwards.
+    pub stack: Vec<Line>,
+    /// All lines that allocate a part worth naming, with their shares.
+    pub sites: Vec<Site>,
+    /// The library that the allocating line is in, where it isn't the application's own.
+    pub library: Option<String>,
+    /// What holds the memory.
+    pub holder: Unknown,
+    /// The sockets that the requests read; none are counted yet.
+    pub sockets: [Unknown; 0],
+    /// When the living workers reach their limit at this rate.
+    pub limit_reached_in_seconds: Option<f64>,
+    /// The finding in one sentence.
+    pub summary: String,
+}
+
+/// A line of Python.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// As the code object names it.
+    pub file: String,
+    /// The function.
+    pub function: String,
+    /// 0 where the line table does not say.
+    pub line: u32,
+}
+
+/// A line that allocates, and its share of the finding.
+#[derive(Clone, Debug, Serialize)]
+pub struct Site {
+    /// The line.
+    #[serde(flatten)]
+    pub line: Line,
+    /// 0 to 1.
+    pub share: f64,
+}
+
+/// One route.
+#[derive(Clone, Debug, Serialize)]
+pub struct Route {
+    /// `GET /data/<id>`
+    pub route: String,
+    /// All of them.
+    pub requests: u64,
+    /// Those that were answered below 500.
+    pub ok: u64,
+    /// Those that raised, or were answered with 500 or above.
+    pub error: u64,
+    /// Those whose client went away.
+    pub aborted: u64,
+    /// What they allocated, freed since or not.
+    pub allocated_bytes: f64,
+    /// What of it lives.
+    pub live_bytes: f64,
+    /// The most that they ever held.
+    pub peak_bytes: Unknown,
+    /// Half of them took no longer; an upper bound, at most twice too high.
+    pub p50_ms: Option<f64>,
+    /// 99 of 100 took no longer; likewise.
+    pub p99_ms: Option<f64>,
+}
+
+/// What ran outside of requests.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unattributed {
+    /// What of it lives.
+    pub live_bytes: f64,
+    /// What was allocated, freed since or not.
+    pub allocated_bytes: f64,
+}
+
+/// The report as indented JSON.
+pub fn json(report: &Report) -> String {
+    serde_json::to_string_pretty(report).expect("strings, numbers and lists always have a JSON form")
+}
+
+impl Report {
+    /// Puts an analysis beside the evidence that it was made from.
+    pub fn new(evidence: &Evidence, analysis: &Analysis) -> Self {
+        let span = analyze::span(evidence);
+        let requests = evidence.workers.iter().map(|worker| worker.requests).sum();
+        Self {
+            schema: 1,
+            target: target(evidence),
+            window: Window {
+                start: span.map(|span| span.start),
+                seconds: span.map_or(0.0, |span| span.seconds),
+                requests,
+            },
+            evidence: basis(evidence, analysis),
+            rss: rss(evidence),
+            findings: analysis.findings.iter().map(finding).collect(),
+            routes: analysis.routes.iter().map(route).collect(),
+            unattributed: Unattributed {
+                live_bytes: analysis.unattributed.live_bytes,
+                allocated_bytes: analysis.unattributed.allocated_bytes,
+            },
+        }
+    }
+}
+
+fn target(evidence: &Evidence) -> Target {
+    let workers = || evidence.workers.iter();
+    // The one that serves knows most about itself: a parent that only forks never learns which server it is.
+    let told = |of: fn(&Worker) -> &String| {
+        let knowing = workers().filter(|worker| !of(worker).is_empty());
+        knowing.max_by_key(|worker| worker.requests).map(of).cloned().unwrap_or_default()
+    };
+    Target {
+        pid: workers().next().map(|worker| worker.pid),
+        command: told(|worker| &worker.command),
+        python: told(|worker| &worker.python),
+        server: told(|worker| &worker.server),
+        workers: workers()
+            .map(|worker| Process {
+                pid: worker.pid,
+                alive: worker.alive,
+                requests: worker.requests,
+                rss: worker.rss_bytes,
+            })
+            .collect(),
+    }
+}
+
+fn basis(evidence: &Evidence, analysis: &Analysis) -> Basis {
+    let mut lost = BTreeMap::new();
+    for loss in evidence.workers.iter().flat_map(|worker| &worker.losses) {
+        *lost.entry(loss.cause).or_default() += loss.count;
+    }
+    let samples: u64 = evidence.workers.iter().map(|worker| worker.samples_taken).sum();
+    let intervals = evidence.workers.iter().map(|worker| worker.interval_bytes * worker.samples_taken as f64);
+    Basis {
+        samples,
+        mean_interval_bytes: if samples > 0 { intervals.sum::<f64>() / samples as f64 } else { 0.0 },
+        lost,
+        smallest_visible_bytes_per_request: analysis.smallest_visible,
+    }
+}
+
+fn rss(evidence: &Evidence) -> Rss {
+    let workers = || evidence.workers.iter();
+    let any_lives = workers().any(|worker| worker.alive);
+    Rss {
+        start: workers().filter_map(|worker| worker.ticks.first()).map(|tick| tick.rss_bytes).sum(),
+        now: workers().filter(|worker| worker.alive || !any_lives).map(|worker| worker.rss_bytes).sum(),
+        peak: workers().map(|worker| worker.rss_peak_bytes).sum(),
+        limit: workers().filter_map(|worker| worker.limit_bytes).min(),
+        ledger: Unknown,
+        trim_would_return: Unknown,
+    }
+}
+
+fn finding(finding: &analyze::Finding) -> Finding {
+    let is_own = finding.site == finding.application;
+    Finding {
+        kind: match finding.kind {
+            Kind::Leak => "leak",
+        },
+        origin: match finding.origin {
+            Origin::Python => "python",
+        },
+        route: finding.route.clone(),
+        outcome: match finding.outcome {
+            None => "any",
+            Some(Outcome::Ok) => "ok",
+            Some(Outcome::Error) => "error",
+            Some(Outcome::Aborted) => "aborted",
+        },
+        phase: "any",
+        bytes_per_request: finding.rate.bytes,
+        low: finding.rate.low,
+        high: finding.rate.high,
+        live_bytes: finding.live_bytes,
+        peak_bytes: Unknown,
+        confidence: finding.confidence,
+        samples: finding.samples,
+        requests: finding.requests,
+        collected: finding.garbage == Garbage::Survived,
+        site: finding.site.as_ref().map(line),
+        application: finding.application.as_ref().map(line),
+        stack: finding.stack.iter().map(line).collect(),
+        sites: finding.sites.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
+        library: finding.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
+        holder: Unknown,
+        sockets: [],
+        limit_reached_in_seconds: finding.limit_reached_in_seconds,
+        summary: summary(finding),
+    }
+}
+
+fn line(frame: &Frame) -> Line {
+    Line { file: frame.file.clone(), function: frame.function.clone(), line: frame.line }
+}
+
+/// `codetiming` of `/venv/lib/python3.11/site-packages/codetiming/_timers.py`.
+fn library(file: &str) -> Option<String> {
+    let packages = ["/site-packages/", "/dist-packages/"];
+    let (_, inside) = packages.iter().find_map(|packages| file.rsplit_once(packages))?;
+    let name = inside.split('/').next()?;
+    Some(name.trim_end_matches(".py").to_owned())
+}
+
+fn summary(finding: &analyze::Finding) -> String {
+    let who = match (&finding.route, finding.outcome) {
+        (Some(route), None) => format!("every request of {route}"),
+        (Some(route), Some(Outcome::Ok)) => format!("every request of {route} that succeeds"),
+        (Some(route), Some(Outcome::Error)) => format!("every request of {route} that fails"),
+        (Some(route), Some(Outcome::Aborted)) => format!("every request of {route} whose client goes away"),
+        (None, _) => "work outside of requests".to_owned(),
+    };
+    let bytes = super::text::size(finding.rate.bytes);
+    let line = finding.application.as_ref().or(finding.site.as_ref());
+    let place = line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function));
+    let per = if finding.route.is_none() { " per request served" } else { "" };
+    let mut sentence = format!("{who} leaves {bytes}{per} behind{place}");
+    sentence[..1].make_ascii_uppercase();
+    sentence + "."
+}
+
+fn route(totals: &analyze::RouteTotals) -> Route {
+    let [ok, error, aborted] = totals.requests;
+    Route {
+        route: totals.route.clone(),
+        requests: ok + error + aborted,
+        ok,
+        error,
+        aborted,
+        allocated_bytes: totals.allocated_bytes,
+        live_bytes: totals.live_bytes,
+        peak_bytes: Unknown,
+        p50_ms: totals.p50_ms,
+        p99_ms: totals.p99_ms,
+    }
+}

@@ -1,0 +1,335 @@
+//! Turns a report into some forty lines for a terminal: the verdict first, then where, then why it can be believed,
+//! then what to do.
+use std::fmt::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+
+use super::json::{Finding, Line, Report};
+
+/// Reads a line of a source file, if it is there to be read.
+pub type Source<'a> = &'a dyn Fn(&str, u32) -> Option<String>;
+
+/// How to print.
+#[derive(Clone, Copy)]
+pub struct Printed<'a> {
+    /// Where source lines come from.
+    pub source: Source<'a>,
+    /// Whether to colour.
+    pub colour: bool,
+}
+
+/// Findings that are told in full.
+const TOLD_IN_FULL: usize = 3;
+/// Rows of the table of routes.
+const ROUTES: usize = 8;
+/// Lines of a call path.
+const PATH: usize = 6;
+/// Columns of a route's name, and of a file's.
+const NAME: usize = 36;
+
+/// The report for people, with a closing newline.
+pub fn text(report: &Report, how: Printed) -> String {
+    let mut page = Page { text: String::new(), how };
+    page.write(report).expect("a String takes whatever is written to it");
+    page.text
+}
+
+struct Page<'a> {
+    text: String,
+    how: Printed<'a>,
+}
+
+impl Page<'_> {
+    fn write(&mut self, report: &Report) -> fmt::Result {
+        match report.findings.is_empty() {
+            true => self.nothing_found(report)?,
+            false => self.findings(report)?,
+        }
+        self.watched(report)?;
+        self.routes(report)?;
+        self.next_step(report)
+    }
+
+    fn styled(&self, style: Style, text: &str) -> String {
+        match self.how.colour {
+            true => format!("{style}{text}{style:#}"),
+            false => text.to_owned(),
+        }
+    }
+
+    fn strong(&self, text: &str) -> String {
+        self.styled(Style::new().bold(), text)
+    }
+
+    fn faint(&self, text: &str) -> String {
+        self.styled(Style::new().dimmed(), text)
+    }
+
+    fn nothing_found(&mut self, report: &Report) -> fmt::Result {
+        let verdict = self.styled(AnsiColor::Green.on_default().bold(), "NO LEAK FOUND");
+        match report.evidence.smallest_visible_bytes_per_request {
+            Some(visible) => {
+                let visible = self.strong(&format!("{} per request", size(visible)));
+                writeln!(self.text, "{verdict}: would have seen {visible} or more on the busiest route.\n")
+            }
+            None if report.window.requests == 0 => {
+                writeln!(self.text, "{verdict}: no request has been served yet, so none could be seen.\n")
+            }
+            None => writeln!(self.text, "{verdict}: too few requests yet to see one of any size.\n"),
+        }
+    }
+
+    fn findings(&mut self, report: &Report) -> fmt::Result {
+        for finding in report.findings.iter().take(TOLD_IN_FULL) {
+            self.finding(report, finding)?;
+        }
+        for finding in report.findings.iter().skip(TOLD_IN_FULL) {
+            writeln!(self.text, "also: {}", clean(&finding.summary))?;
+        }
+        if report.findings.len() > TOLD_IN_FULL {
+            writeln!(self.text)?;
+        }
+        Ok(())
+    }
+
+    fn finding(&mut self, report: &Report, finding: &Finding) -> fmt::Result {
+        let verdict = self.styled(AnsiColor::Red.on_default().bold(), &finding.kind.to_uppercase());
+        let route = finding.route.as_deref().map_or("outside of requests".to_owned(), clean);
+        let route = self.strong(&shorten(&route, NAME));
+        let rate = self.strong(&format!("{} per request", size(finding.bytes_per_request)));
+        let condition = match finding.outcome {
+            "ok" => ", only when it succeeds",
+            "error" => ", only when it fails",
+            "aborted" => ", only when the client goes away",
+            _ => "",
+        };
+        let (low, high) = (size(finding.low), size(finding.high));
+        writeln!(self.text, "{verdict}: {route} leaves {rate} behind{condition}\n      ({low} to {high})\n")?;
+        self.path(finding)?;
+        let kept = size(finding.live_bytes);
+        writeln!(self.text, "  so far   {kept} after {} requests", count(finding.requests))?;
+        if let (Some(seconds), Some(limit)) = (finding.limit_reached_in_seconds, report.rss.limit) {
+            let limit = size(limit as f64);
+            writeln!(self.text, "  outlook  the limit of {limit} is reached in {} at this pace", duration(seconds))?;
+        }
+        let certainty = finding.confidence * 100.0;
+        let caution = match finding.collected {
+            true => "",
+            false => ";\n           not collected garbage is not ruled out yet",
+        };
+        writeln!(
+            self.text,
+            "  evidence {} live samples, spread evenly over the requests; {certainty:.0} % sure{caution}\n",
+            count(finding.samples as u64),
+        )
+    }
+
+    /// The way from the application's line inwards to the line that allocates.
+    fn path(&mut self, finding: &Finding) -> fmt::Result {
+        let innermost_first = &finding.stack;
+        let own = finding.application.as_ref();
+        let is_own = |line: &Line| own.is_some_and(|own| (&own.file, own.line) == (&line.file, line.line));
+        let depth = innermost_first.iter().position(is_own).map_or(innermost_first.len().min(1), |at| at + 1);
+        let inwards: Vec<&Line> = innermost_first[..depth].iter().rev().collect();
+        if inwards.is_empty() {
+            return writeln!(self.text, "  the stacks of these samples are not known");
+        }
+        for (at, line) in inwards.iter().enumerate() {
+            let is_last = at + 1 == inwards.len();
+            if at >= PATH - 1 && !is_last {
+                if at == PATH - 1 {
+                    writeln!(self.text, "    … {} more calls …", inwards.len() - PATH)?;
+                }
+                continue;
+            }
+            let place = format!("{}:{}", shorten(&short_file(&line.file), 60), line.line);
+            let place = if at == 0 || is_last { self.strong(&place) } else { place };
+            let arrow = if at == 0 { "" } else { "→ " };
+            writeln!(self.text, "  {arrow}{place} in {}", clean(&line.function))?;
+            if let Some(source) = (self.how.source)(&line.file, line.line).filter(|_| at == 0 || is_last) {
+                let source: String = clean(source.trim()).chars().take(72).collect();
+                let source = self.faint(&source);
+                writeln!(self.text, "      {source}")?;
+            }
+        }
+        for other in finding.sites.iter().skip(1).take(2) {
+            let place = format!("{}:{}", shorten(&short_file(&other.line.file), 50), other.line.line);
+            writeln!(
+                self.text,
+                "  and {:.0} % of it at {place} in {}",
+                other.share * 100.0,
+                clean(&other.line.function)
+            )?;
+        }
+        writeln!(self.text)
+    }
+
+    fn watched(&mut self, report: &Report) -> fmt::Result {
+        let target = &report.target;
+        let serving = target.workers.iter().filter(|worker| worker.requests > 0).count();
+        let server = if target.server.is_empty() { "a process" } else { &target.server };
+        writeln!(
+            self.text,
+            "Watched {} on Python {}: {} in {}, {}, one sample in {}.",
+            clean(server),
+            clean(&target.python),
+            plural(report.window.requests, "request"),
+            duration(report.window.seconds),
+            plural(serving as u64, "worker"),
+            size(report.evidence.mean_interval_bytes),
+        )?;
+        let rss = &report.rss;
+        let (start, now, peak) = (size(rss.start as f64), size(rss.now as f64), size(rss.peak as f64));
+        let outside = size(report.unattributed.live_bytes);
+        writeln!(
+            self.text,
+            "Resident {start} at first, {now} now, {peak} at most; {outside} live outside of requests."
+        )?;
+        let lost: Vec<String> = report
+            .evidence
+            .lost
+            .iter()
+            .map(|(cause, times)| format!("{} ({})", cause.replace('_', " "), count(*times)))
+            .collect();
+        if !lost.is_empty() {
+            writeln!(self.text, "Lost: {}.", lost.join(", "))?;
+        }
+        writeln!(self.text)
+    }
+
+    fn routes(&mut self, report: &Report) -> fmt::Result {
+        if report.routes.is_empty() {
+            return Ok(());
+        }
+        let header =
+            format!("{:<NAME$} {:>9} {:>7} {:>9} {:>7} {:>7}", "route", "requests", "errors", "live", "p50", "p99");
+        writeln!(self.text, "{}", self.faint(&header))?;
+        for route in report.routes.iter().take(ROUTES) {
+            let time = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0}ms"));
+            writeln!(
+                self.text,
+                "{:<NAME$} {:>9} {:>7} {:>9} {:>7} {:>7}",
+                shorten(&clean(&route.route), NAME),
+                count(route.requests),
+                count(route.error),
+                size(route.live_bytes),
+                time(route.p50_ms),
+                time(route.p99_ms),
+            )?;
+        }
+        if let Some(more) = report.routes.len().checked_sub(ROUTES).filter(|&more| more > 0) {
+            writeln!(self.text, "… and {more} more that hold less")?;
+        }
+        writeln!(self.text)
+    }
+
+    fn next_step(&mut self, report: &Report) -> fmt::Result {
+        let found = report.findings.first().and_then(|finding| finding.application.as_ref().or(finding.site.as_ref()));
+        match found {
+            Some(line) => writeln!(
+                self.text,
+                "Next: look at what line {} of {} adds to and never takes away from.",
+                line.line,
+                shorten(&short_file(&line.file), NAME),
+            ),
+            None if report.findings.is_empty() => {
+                writeln!(self.text, "Next: let it serve more requests for a finer answer, then report again.")
+            }
+            None => writeln!(self.text, "Next: `--json` has all that is known of the samples' lines."),
+        }
+    }
+}
+
+/// `40.2 kB`: three digits, powers of a thousand.
+pub fn size(bytes: f64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut scaled = bytes.max(0.0);
+    let mut unit = 0;
+    while scaled >= 999.5 && unit + 1 < units.len() {
+        scaled /= 1_000.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || scaled >= 99.95 { 0 } else { 1 };
+    format!("{scaled:.digits$} {}", units[unit])
+}
+
+/// `12,345`
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+fn plural(n: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// `3 h 20 min`: the two largest units.
+fn duration(seconds: f64) -> String {
+    let total = seconds.round().max(0.0) as u64;
+    let (days, hours, minutes) = (total / 86_400, total / 3_600 % 24, total / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{total} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", total % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) if days < 100 => format!("{} {hours} h", plural(days, "day")),
+        (days, ..) => plural(days, "day"),
+    }
+}
+
+/// Routes, files and functions come from the target: no control character of theirs may reach the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+/// What follows `site-packages`, or the file as it is.
+fn short_file(file: &str) -> String {
+    let inside = ["/site-packages/", "/dist-packages/"].iter().find_map(|folder| file.rsplit_once(folder));
+    clean(inside.map_or(file, |(_, inside)| inside))
+}
+
+/// The end of a text that is too long: that is where names differ.
+fn shorten(text: &str, columns: usize) -> String {
+    let letters = text.chars().count();
+    match letters > columns {
+        true => "…".chars().chain(text.chars().skip(letters - columns + 1)).collect(),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits() {
+        for (bytes, text) in [(190.4, "190 B"), (999.7, "1.0 kB"), (40_180.0, "40.2 kB"), (419e6, "419 MB")] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let cases = [(32.0, "32 s"), (125.0, "2 min 5 s"), (12_000.0, "3 h 20 min"), (90_000.0, "1 day 1 h")];
+        for (seconds, text) in cases {
+            assert_eq!(duration(seconds), text);
+        }
+        assert_eq!(duration(f64::INFINITY), plural(u64::MAX / 86_400, "day"));
+    }
+
+    #[test]
+    fn a_route_cannot_send_commands_to_the_terminal() {
+        assert_eq!(clean("GET /\x1b[2J\r"), "GET /\u{fffd}[2J\u{fffd}");
+    }
+
+    #[test]
+    fn long_names_keep_their_ends() {
+        assert_eq!(shorten("/srv/app/views.py", 9), "…views.py");
+    }
+}
