@@ -207,7 +207,7 @@ impl Deposits {
 
     /// Gives the bytes of recycled samples to the lines that the trusted samples of their route, outcome and size name.
     fn settle_recycled(&mut self) {
-        let mut witnesses: HashMap<(Source, u64), BTreeMap<(LineId, FunctionId), (f64, Place)>> = HashMap::new();
+        let mut witnesses: HashMap<(Source, u64), Witnesses> = HashMap::new();
         for deposit in &self.all {
             if let Some(place) = deposit.place {
                 let places = witnesses.entry((deposit.source, deposit.size)).or_default();
@@ -229,6 +229,9 @@ impl Deposits {
         }
     }
 }
+
+/// The bytes that trusted samples have on each line and function, and one of their stacks.
+type Witnesses = BTreeMap<(LineId, FunctionId), (f64, Place)>;
 
 /// Who owns a sample, and the number of the request among its owner's; `None` while the request is being served.
 fn owner(sample: &Sample, routes: &[RouteIndex]) -> Option<(Source, f64)> {

@@ -149,7 +149,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
     let sites = largest_first(of_function().map(|(place, bytes)| (place.site, bytes)));
     let site = sites.first().map(|&(site, _)| site);
     let of_site = of_function().filter(|(place, _)| Some(place.site) == site);
-    let stack = largest_first(of_site.map(|(place, bytes)| (place, bytes))).first().map(|&(place, _)| place);
+    let stack = largest_first(of_site).first().map(|&(place, _)| place);
     let frame = |line: LineId| deposits.frames[line.0].clone();
     let frames = |place: Place| evidence.workers[place.stack.0].stacks[place.stack.1 as usize].clone();
 

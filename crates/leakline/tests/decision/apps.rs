@@ -130,7 +130,7 @@ impl Handler for Sawtooth {
         self.served += 1;
         let block = server.allocate(self.line, self.size);
         self.kept.push(block);
-        if self.served % self.period == 0 {
+        if self.served.is_multiple_of(self.period) {
             for block in self.kept.drain(..) {
                 server.free(block);
             }
