@@ -21,6 +21,7 @@ use super::drive::ProgressLine;
 use crate::case::Case;
 use crate::drive::{self, Server};
 use crate::failure::{Exit, Failure};
+use crate::target::process::{Identity, descendants};
 
 mod environment;
 
@@ -68,12 +69,15 @@ impl Demo {
 
         let mut running = Running::start(case, &python, &folder, &global.dir())?;
         say("traffic", &described(case));
+        let before = running.resident_mb();
         let mut line = ProgressLine::new();
-        let driven = drive::run(&running.server, &case.traffic, |tally| line.show(tally));
+        let driven = drive::run(&running.server, &case.traffic, |tally| {
+            line.show(tally, &format!(", the server's memory {} MB", running.resident_mb()));
+        });
         line.clear();
-        let tally = driven.map_err(|error| running.broken(&error.to_string()))?;
-        let sum = tally.sum();
-        say("", &format!("{} requests in {:.0} s, {} failed", sum.requests(), tally.seconds, sum.failed()));
+        let sum = driven.map_err(|error| running.broken(&error.to_string()))?.sum();
+        let (requests, failed, after) = (sum.requests(), sum.failed(), running.resident_mb());
+        say("", &format!("{requests} requests, {failed} failed; the server's memory went from {before} to {after} MB"));
         running.stop();
 
         let mut report = leakline(&global.dir())?;
@@ -142,6 +146,12 @@ impl Running {
             sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Resident sets of the server's processes in megabytes; pages that they share count in each.
+    fn resident_mb(&self) -> u64 {
+        let processes = descendants(self.child.id()).into_iter().filter_map(Identity::of);
+        processes.filter_map(Identity::resident).map(|resident| resident.now).sum::<u64>() / 1_000_000
     }
 
     fn broken(&self, what: &str) -> Failure {

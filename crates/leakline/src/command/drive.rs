@@ -82,7 +82,7 @@ impl Drive {
         let server = self.server()?;
         let plan = self.plan()?;
         let mut line = ProgressLine::new();
-        let tally = drive::run(&server, &plan, |tally| line.show(tally))
+        let tally = drive::run(&server, &plan, |tally| line.show(tally, ""))
             .map_err(|error| Failure::new(Exit::Error, error.to_string(), "start the server, or check the address"))?;
         line.clear();
         match global.json {
@@ -158,8 +158,8 @@ impl ProgressLine {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Shows how far the traffic is.
-    pub fn show(&mut self, tally: &Tally) {
+    /// Shows how far the traffic is, and what else there is to say.
+    pub fn show(&mut self, tally: &Tally, more: &str) {
         if self.terminal {
             let sum = tally.sum();
             let failed = match sum.failed() {
@@ -168,7 +168,8 @@ impl ProgressLine {
             };
             let (done, planned) = (sum.requests(), tally.planned);
             // Whoever closed our standard error does without.
-            let _ = write!(std::io::stderr(), "\r\x1b[K  {done} of {planned} requests, {:.0} s{failed}", tally.seconds);
+            let seconds = tally.seconds;
+            let _ = write!(std::io::stderr(), "\r\x1b[K  {done} of {planned} requests, {seconds:.0} s{failed}{more}");
         }
     }
 

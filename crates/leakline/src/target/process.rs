@@ -55,6 +55,12 @@ pub fn ancestors(pid: u32) -> Vec<u32> {
     found
 }
 
+/// The processes that `pid` started, and those that they started.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
+    processes.map(|process| process.pid as u32).filter(|&process| ancestors(process).contains(&pid)).collect()
+}
+
 fn stat(pid: u32) -> Option<Stat> {
     Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()
 }

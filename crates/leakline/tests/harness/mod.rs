@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use leakline::drive::plan::Plan;
 use leakline::drive::tally::Tally;
 use leakline::drive::{self, Server as Address};
-use leakline::target::process::ancestors;
+use leakline::target::process::descendants;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -190,11 +190,4 @@ impl Drop for Server {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
-}
-
-/// The processes that `pid` started, and those that they started.
-fn descendants(pid: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|&process| process != pid && ancestors(process).contains(&pid)).collect()
 }
