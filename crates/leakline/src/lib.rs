@@ -7,4 +7,5 @@ pub mod failure;
 pub mod reader;
 pub mod report;
 pub mod runs;
+pub mod symbols;
 pub mod target;
