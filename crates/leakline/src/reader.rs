@@ -1,13 +1,35 @@
 //! From the file that an agent wrote, which is believed in nothing, to what the analysis is given.
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use leakline_table::layout::{HEADER_BYTES, Header};
-use leakline_table::reader;
+use leakline_table::layout::{self, HEADER_BYTES, Header, MOST_BYTES};
+use leakline_table::reader::{self, Code, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
+use crate::analyze::evidence::{
+    Frame, FullCollection, Loss, Outcome, Owner, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
+};
 use crate::failure::{Exit, Failure};
+use crate::runs::TableFile;
+use crate::symbols::{self, Minor};
+use crate::target::limit;
+
+/// Reads a table and asks the process, where it still runs, what its table can't know. `limit_bytes` is the limit that
+/// was in force when the run began.
+pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Failure> {
+    let bytes = read(&table.path, MOST_BYTES as u64)?;
+    let mut worker = decode(&bytes).map_err(|refusal| refused(&table.path, &refusal))?;
+    worker.limit_bytes = limit_bytes;
+    if let Some(resident) = table.process.resident() {
+        worker.alive = true;
+        worker.rss_bytes = resident.now;
+        worker.rss_peak_bytes = resident.peak;
+        worker.limit_bytes = limit::of(table.process.pid).or(limit_bytes);
+    }
+    Ok(worker)
+}
 
 /// Reads a table's first page: enough to list it.
 pub fn header(path: &Path) -> Result<Header, Failure> {
@@ -15,9 +37,123 @@ pub fn header(path: &Path) -> Result<Header, Failure> {
     reader::header(&bytes).map_err(|refusal| refused(path, &refusal))
 }
 
-fn refused(path: &Path, refusal: &reader::Refusal) -> Failure {
+/// What the bytes of a table say, as of a process that has ended.
+pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
+    let snapshot = Snapshot::read(bytes)?;
+    let header = &snapshot.header;
+    let requests = count(header.requests);
+    let [major, minor, micro, _] = header.python_version.to_be_bytes();
+    let routes: Vec<Route> = snapshot.routes.iter().map(route).collect();
+    let mut ticks: Vec<Tick> = snapshot
+        .ticks
+        .iter()
+        .map(|tick| Tick {
+            time: seconds(tick.time_ns),
+            requests: count(tick.requests),
+            rss_bytes: count(tick.rss_bytes),
+        })
+        .collect();
+    ticks.sort_by(|one, other| one.time.total_cmp(&other.time));
+    let damaged = (snapshot.damaged_records > 0).then_some(("damaged_records", snapshot.damaged_records));
+    Ok(Worker {
+        pid: header.pid,
+        alive: false,
+        python: format!("{major}.{minor}.{micro}"),
+        server: snapshot.server.clone(),
+        command: snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" "),
+        requests,
+        stacks: stacks(&snapshot, minor),
+        samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests)).collect(),
+        routes,
+        full_collections: snapshot
+            .collections
+            .iter()
+            .map(|collection| FullCollection { requests: count(collection.requests) })
+            .collect(),
+        ticks,
+        losses: snapshot.losses().chain(damaged).map(|(cause, n)| Loss { cause, count: count(n) }).collect(),
+        samples_taken: count(header.samples_taken),
+        interval_bytes: header.interval_bytes,
+        unattributed_allocated_bytes: amount(header.unattributed_allocated_bytes),
+        rss_bytes: count(header.rss_bytes),
+        rss_peak_bytes: count(header.rss_peak_bytes),
+        limit_bytes: None,
+    })
+}
+
+/// Frames repeat from stack to stack, and finding a line means walking the function's line table: each is resolved
+/// once.
+fn stacks(snapshot: &Snapshot, minor: Minor) -> Vec<Vec<Frame>> {
+    let mut resolved: HashMap<(u32, Option<u32>), Frame> = HashMap::new();
+    let mut resolve = |raw: &RawFrame| {
+        let code = &snapshot.codes[raw.code as usize];
+        resolved.entry((raw.code, raw.instruction)).or_insert_with(|| frame(code, raw.instruction, minor)).clone()
+    };
+    snapshot.stacks.iter().map(|stack| stack.iter().map(&mut resolve).collect()).collect()
+}
+
+fn frame(code: &Code, instruction: Option<u32>, minor: Minor) -> Frame {
+    let line = match instruction {
+        Some(offset) => symbols::line(minor, &code.line_table, code.first_line, offset).unwrap_or(0),
+        None => code.first_line,
+    };
+    Frame { file: code.file.clone(), function: code.function.clone(), line }
+}
+
+/// Index 0 of a table's routes collects the requests that got no route of their own.
+fn route(raw: &RawRoute) -> Route {
+    let served = |outcome: usize| Served {
+        requests: count(raw.record.requests[outcome]),
+        allocated_bytes: amount(raw.record.allocated_bytes[outcome]),
+    };
+    Route {
+        name: if raw.name.is_empty() { "(other routes)".to_owned() } else { raw.name.clone() },
+        served: [served(0), served(1), served(2)],
+        durations: raw.record.durations.map(count),
+    }
+}
+
+/// `routes` was read a moment before: what has happened in between is seen by the next reader.
+fn sample(raw: &RawSample, routes: &[Route], requests: u64) -> Sample {
+    let record = &raw.record;
+    let outcome = [Outcome::Ok, Outcome::Error, Outcome::Aborted][record.outcome as usize];
+    let ended = routes.get(record.route as usize).map_or(0, |route| route.served[record.outcome as usize].requests);
+    let owner = match record.owner {
+        layout::OWNER_NONE => Owner::Unattributed,
+        layout::OWNER_SETTLED if ended > 0 => {
+            Owner::Request(Settled { route: RouteId(record.route), outcome, ordinal: record.ordinal.clamp(1, ended) })
+        }
+        _ => Owner::InFlight,
+    };
+    let size = count(record.size);
+    Sample {
+        stack: raw.stack.map(StackId),
+        weight: amount(record.weight).max(size as f64),
+        size,
+        owner,
+        born: record.born.min(requests),
+        growth: record.flags & layout::FLAG_GROWTH != 0,
+        recycled: record.flags & layout::FLAG_RECYCLED != 0,
+    }
+}
+
+/// A counter that is larger than anything that ever happened is cut, so that sums of counters stay in range.
+fn count(value: u64) -> u64 {
+    value.min(1 << 50)
+}
+
+/// The same for estimates, which besides may be no number at all.
+fn amount(value: f64) -> f64 {
+    if value.is_nan() { 0.0 } else { value.clamp(0.0, (1u64 << 50) as f64) }
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+fn refused(path: &Path, refusal: &Refusal) -> Failure {
     let next = match refusal {
-        reader::Refusal::Newer { .. } => "read it with the leakline that wrote it",
+        Refusal::Newer { .. } => "read it with the leakline that wrote it",
         _ => "leave it out, or record a new one with `leakline run`",
     };
     Failure::new(Exit::Damaged, format!("{}: {refusal}", path.display()), next)
