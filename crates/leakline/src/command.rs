@@ -3,6 +3,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
@@ -12,6 +14,7 @@ use crate::runs::Runs;
 mod demo;
 mod drive;
 mod list;
+mod report;
 mod run;
 
 const EXAMPLES: &str = "\
@@ -59,6 +62,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Report(report::Report),
     List(list::List),
     Drive(drive::Drive),
     Demo(demo::Demo),
@@ -69,6 +73,7 @@ impl Arguments {
     pub fn carry_out(self) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Run(run) => run.carry_out(&self.global),
+            Command::Report(report) => report.carry_out(&self.global),
             Command::List(list) => list.carry_out(&self.global),
             Command::Drive(drive) => drive.carry_out(&self.global),
             Command::Demo(demo) => demo.carry_out(&self.global),
@@ -86,6 +91,15 @@ impl Global {
     fn runs(&self) -> Result<Runs, Failure> {
         Runs::open(&self.dir())
     }
+
+    /// Whether to colour what goes to `stream`.
+    fn coloured(&self, stream: &impl RawStream) -> bool {
+        match self.color {
+            clap::ColorChoice::Always => true,
+            clap::ColorChoice::Never => false,
+            clap::ColorChoice::Auto => AutoStream::choice(stream) != ColorChoice::Never,
+        }
+    }
 }
 
 /// Writes to standard output. A reader that has had enough, as `head` has, is no error.
@@ -97,6 +111,11 @@ fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Says a line to the user, beside whatever the output is. Nobody may be there to hear it.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "leakline: {line}");
 }
 
 /// The JSON text of what has no keys but strings, on lines of its own.

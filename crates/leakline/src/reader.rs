@@ -59,8 +59,8 @@ pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
         pid: header.pid,
         alive: false,
         python: format!("{major}.{minor}.{micro}"),
-        server: snapshot.server.clone(),
-        command: snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" "),
+        server: printable(&snapshot.server),
+        command: printable(&snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" ")),
         requests,
         stacks: stacks(&snapshot, minor),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests)).collect(),
@@ -97,7 +97,7 @@ fn frame(code: &Code, instruction: Option<u32>, minor: Minor) -> Frame {
         Some(offset) => symbols::line(minor, &code.line_table, code.first_line, offset).unwrap_or(0),
         None => code.first_line,
     };
-    Frame { file: code.file.clone(), function: code.function.clone(), line }
+    Frame { file: printable(&code.file), function: printable(&code.function), line }
 }
 
 /// Index 0 of a table's routes collects the requests that got no route of their own.
@@ -107,7 +107,7 @@ fn route(raw: &RawRoute) -> Route {
         allocated_bytes: amount(raw.record.allocated_bytes[outcome]),
     };
     Route {
-        name: if raw.name.is_empty() { "(other routes)".to_owned() } else { raw.name.clone() },
+        name: if raw.name.is_empty() { "(other routes)".to_owned() } else { printable(&raw.name) },
         served: [served(0), served(1), served(2)],
         durations: raw.record.durations.map(count),
     }
@@ -147,6 +147,18 @@ fn amount(value: f64) -> f64 {
     if value.is_nan() { 0.0 } else { value.clamp(0.0, (1u64 << 50) as f64) }
 }
 
+/// Paths and names may come from whoever sends a request: what would steer a terminal is spelled out.
+pub fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut safe, letter| {
+        if letter.is_control() {
+            safe.extend(letter.escape_default())
+        } else {
+            safe.push(letter)
+        }
+        safe
+    })
+}
+
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
@@ -168,8 +180,9 @@ fn read(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Links are not followed, and opening does not wait: whatever stands in a table's place must be a file.
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a file whose name may be anybody's choice: links are not followed, and what is no file is refused rather than
+/// waited for.
+pub fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),

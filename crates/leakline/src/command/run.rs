@@ -1,14 +1,17 @@
 //! `leakline run`: from a server's command line to its end, and to the report of what its memory did meanwhile.
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
+use nix::sys::signal::Signal;
 
-use super::Global;
+use super::{Global, report, say};
 use crate::failure::Failure;
-use crate::runs::Runs;
+use crate::reader;
+use crate::runs::{Run as Recorded, Runs, TableFile};
 use crate::target::agent::Source;
-use crate::target::launch::{self, Server};
+use crate::target::launch::{self, Ended, Server};
 use crate::target::limit;
 use crate::target::process::Identity;
 
@@ -77,14 +80,45 @@ impl Run {
         }
         let ended = server.wait()?;
         note(run.ended_with(ended.code()));
+        note(conclude(&run, ended, global));
         Ok(ended.code().into())
+    }
+}
+
+/// Prints the report, and says where its tables stay.
+fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure> {
+    if ended == Ended::Signal(Signal::SIGKILL) {
+        say("the server was killed with SIGKILL, as the kernel does when memory runs out");
+    }
+    let run = Recorded::open(&run.folder)?;
+    let findings = report::of(&run)?;
+    let stderr = std::io::stderr();
+    // Nobody may be there to read it; the exit code is the server's all the same.
+    let _ = stderr.lock().write_all(report::printed(&findings, &run, global, &stderr).as_bytes());
+    if run.is_alive() {
+        say("some of the server's processes still run; `leakline report` follows them");
+    }
+    forget_idle(&run);
+    let folder = run.folder.display();
+    say(&format!("the tables stay in {folder}; see this again with `leakline report {folder}`"));
+    Ok(())
+}
+
+/// Deletes the tables of processes that have ended and never served a request: the server's parent, helpers. Where no
+/// process served any, all are kept: they are all that there is.
+fn forget_idle(run: &Recorded) {
+    let is_idle = |table: &TableFile| reader::header(&table.path).is_ok_and(|header| header.requests == 0);
+    let (idle, rest): (Vec<_>, Vec<_>) = run.tables.iter().partition(|table| is_idle(table));
+    for table in idle.into_iter().filter(|table| !rest.is_empty() && !table.process.is_alive()) {
+        // One that can't be deleted does no harm.
+        let _ = std::fs::remove_file(&table.path);
     }
 }
 
 /// What went wrong beside the server is said and does not stop it.
 fn note(done: Result<(), Failure>) {
     if let Err(failure) = done {
-        anstream::eprintln!("leakline: {failure}");
+        say(&failure.to_string());
     }
 }
 

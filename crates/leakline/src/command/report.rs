@@ -1,0 +1,107 @@
+//! `leakline report`: from the tables of a run to what they say about its memory.
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anstream::stream::RawStream;
+use clap::{Args, ValueEnum};
+
+use super::{Global, print, say};
+use crate::analyze;
+use crate::analyze::evidence::Evidence;
+use crate::failure::{Exit, Failure};
+use crate::reader;
+use crate::report::{self, Printed, Report as Findings};
+use crate::runs::Run;
+
+/// Say why a server's memory grows
+///
+/// Reads what the agents in a server's processes have written, while it runs or after it ended, however it ended.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  leakline report                          the latest run
+  leakline report 4711                     the run that process 4711 belongs to: a worker, the server, its parent
+  leakline report ./saved-run --json       a folder of tables that you kept
+
+Exits with 3 when it found what --fail-on names, 4 when there is no run or table, 5 when no table can be read.")]
+pub struct Report {
+    /// A process of the run, or a folder of tables; the latest run if neither is given
+    #[arg(value_name = "PID|DIR")]
+    of: Option<String>,
+    /// Exit with 3 if there is a finding of this kind
+    #[arg(long, value_name = "KIND")]
+    fail_on: Option<Kind>,
+}
+
+/// What there are findings of.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    Leak,
+}
+
+impl Report {
+    /// Prints the report.
+    pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
+        let run = self.run(global)?;
+        let findings = of(&run)?;
+        print(&printed(&findings, &run, global, &std::io::stdout()))?;
+        let found = self.fail_on.is_some_and(|kind| match kind {
+            Kind::Leak => findings.findings.iter().any(|finding| finding.kind == "leak"),
+        });
+        Ok(if found { Exit::Found } else { Exit::Done }.into())
+    }
+
+    fn run(&self, global: &Global) -> Result<Run, Failure> {
+        match &self.of {
+            None => global.runs()?.latest(),
+            Some(of) => match of.parse() {
+                Ok(pid) => global.runs()?.of_pid(pid),
+                Err(_) => Run::open(Path::new(of)),
+            },
+        }
+    }
+}
+
+/// Reads every table of the run and analyzes them together. Tables that can't be read are named and left out, unless
+/// there are no others.
+pub fn of(run: &Run) -> Result<Findings, Failure> {
+    let limit = run.record.as_ref().and_then(|record| record.limit_bytes);
+    let mut evidence = Evidence::default();
+    let mut unreadable = Vec::new();
+    for table in &run.tables {
+        match reader::worker(table, limit) {
+            Ok(worker) => evidence.workers.push(worker),
+            Err(failure) => unreadable.push(failure),
+        }
+    }
+    if evidence.workers.is_empty() {
+        return Err(unreadable.into_iter().next().unwrap_or_else(|| no_table(run)));
+    }
+    for failure in unreadable {
+        say(&failure.to_string());
+    }
+    Ok(Findings::new(&evidence, &analyze::findings(&evidence)))
+}
+
+/// The report as it is to go to `stream`.
+pub fn printed(findings: &Findings, run: &Run, global: &Global, stream: &impl RawStream) -> String {
+    if global.json {
+        return report::json(findings) + "\n";
+    }
+    let home = run.record.as_ref().map(|record| record.cwd.clone()).unwrap_or_default();
+    let source = |file: &str, line: u32| source_line(&home.join(file), line);
+    report::text(findings, Printed { source: &source, colour: global.coloured(stream) })
+}
+
+fn no_table(run: &Run) -> Failure {
+    let what = format!("{} holds no table: no process of it was a Python that the agent knows", run.folder.display());
+    Failure::new(Exit::NoTable, what, "see what would work with `leakline doctor`")
+}
+
+/// The file may be another one today, or none that we may read: then the report does without the source.
+fn source_line(file: &Path, line: u32) -> Option<String> {
+    let file = reader::open(file).ok()?;
+    let text = BufReader::new(file).lines().nth((line as usize).checked_sub(1)?)?.ok()?;
+    Some(reader::printable(text.trim()))
+}
