@@ -1,0 +1,119 @@
+//! Turns zeroed bytes into typed slices, and holds the filter over sampled addresses.
+
+use crate::layout::{
+    CodeRecord, CollectionRecord, Header, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
+};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+/// A type for which every pattern of bits is a value.
+///
+/// # Safety
+/// No padding that matters, no references, no enums, no `bool`.
+pub(super) unsafe trait Plain: Copy {}
+
+// SAFETY: integers, floats and `repr(C)` structs of them.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for Header {}
+// SAFETY: as above.
+unsafe impl Plain for CodeRecord {}
+// SAFETY: as above.
+unsafe impl Plain for RouteRecord {}
+// SAFETY: as above.
+unsafe impl Plain for SampleRecord {}
+// SAFETY: as above.
+unsafe impl Plain for CollectionRecord {}
+// SAFETY: as above.
+unsafe impl Plain for TickRecord {}
+
+/// Cuts typed slices off the front of a region.
+pub(super) struct Carver<'a> {
+    rest: &'a mut [u8],
+    taken: usize,
+}
+
+impl<'a> Carver<'a> {
+    pub(super) fn new(region: &'a mut [u8]) -> Self {
+        Self { rest: region, taken: 0 }
+    }
+
+    /// The next `count` values, aligned; `None` where too few bytes are left.
+    pub(super) fn take<T: Plain>(&mut self, count: usize) -> Option<&'a mut [T]> {
+        let region = std::mem::take(&mut self.rest);
+        let padding = region.as_ptr().align_offset(align_of::<T>());
+        let bytes = count.checked_mul(size_of::<T>())?;
+        let (_, region) = region.split_at_mut_checked(padding)?;
+        let (wanted, rest) = region.split_at_mut_checked(bytes)?;
+        self.rest = rest;
+        self.taken += padding + bytes;
+        // SAFETY: `wanted` is aligned, holds `count` values, lives for 'a and was split off, so nobody else has it;
+        // T is Plain, so whatever the bytes are, they are values.
+        Some(unsafe { std::slice::from_raw_parts_mut(wanted.as_mut_ptr().cast(), count) })
+    }
+
+    /// The section of a kind, which must come next in file order.
+    pub(super) fn section<T: Plain>(&mut self, directory: &[SectionEntry], kind: SectionKind) -> Option<&'a mut [T]> {
+        let entry = directory.get(kind as usize - 1)?;
+        self.take::<u8>((entry.offset as usize).checked_sub(self.taken)?)?;
+        self.take(entry.bytes as usize / size_of::<T>())
+    }
+}
+
+/// How many cells the filter has.
+const CELLS: usize = 1 << 16;
+
+/// A counting filter over the addresses of sampled blocks. Its answer "no" is certain, so that a free of a block that
+/// was never sampled costs one load. A cell that has reached 255 stays there: it can only say "maybe" too often.
+pub struct Filter([AtomicU8; CELLS]);
+
+impl Filter {
+    /// An empty filter.
+    pub const fn new() -> Self {
+        Self([const { AtomicU8::new(0) }; CELLS])
+    }
+
+    /// May a sampled block lie at this address?
+    #[inline(always)]
+    pub fn may_hold(&self, address: usize) -> bool {
+        self.cell(address).load(Relaxed) != 0
+    }
+
+    /// Blocks are aligned to 16 bytes; neighbours get different cells.
+    #[inline(always)]
+    fn cell(&self, address: usize) -> &AtomicU8 {
+        &self.0[(address >> 4) % CELLS]
+    }
+
+    pub(super) fn add(&self, address: u64) {
+        let cell = self.cell(address as usize);
+        let count = cell.load(Relaxed);
+        if count < u8::MAX {
+            cell.store(count + 1, Relaxed);
+        }
+    }
+
+    pub(super) fn remove(&self, address: u64) {
+        let cell = self.cell(address as usize);
+        let count = cell.load(Relaxed);
+        if count > 0 && count < u8::MAX {
+            cell.store(count - 1, Relaxed);
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        // Read first: after a fork most cells are zero, and writing them all would copy their pages for nothing.
+        for cell in &self.0 {
+            if cell.load(Relaxed) != 0 {
+                cell.store(0, Relaxed);
+            }
+        }
+    }
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,362 @@
+//! Follows requests from begin to end, and settles what they leave behind.
+//!
+//! Blame is settled when a block *survives* its request. CPython parks dead dicts, key tables, lists, tuples and floats
+//! on free lists and hands them out again without an allocation, so a block that looks alive may be dead, and its next
+//! life belongs to another request. Therefore the small blocks of a request are looked at when it ends, and those that
+//! stay are watched for some more requests: one that is found parked is dead, one that is found in use again was
+//! revived by the request that has just ended.
+
+use super::Writer;
+use super::memory::{Carver, Plain};
+use crate::layout::{DURATIONS, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord};
+
+/// What a look at a small block shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It lies dead on a free list.
+    Parked,
+    /// It is in use. What it holds, where that can't change during a life (a float's value, a tuple's first item): a
+    /// different mark at the next look means another life. 0 where nothing can be said.
+    InUse(u64),
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// 0 ok, 1 error, 2 aborted.
+    pub outcome: u8,
+    /// ns of the same clock as at its beginning.
+    pub now_ns: u64,
+}
+
+/// Requests that are followed at the same time.
+const IN_FLIGHT: usize = 1024;
+/// Bytes of a request's route, method and path, that are kept until its end.
+const NAME_BYTES: usize = 208;
+/// Blocks that are watched.
+const WATCHED: usize = 1024;
+/// Watched blocks that one end of a request looks at.
+const LOOKS_A_REQUEST: usize = 32;
+/// Looks after which a block that stays in use is no longer watched.
+const LOOKS_A_BLOCK: u8 = 64;
+/// Routes made from paths, for frameworks that name none; beyond, such requests share one route a method.
+const PATH_ROUTES: u32 = 256;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Request {
+    pub(super) allocated_bytes: f64,
+    began_ns: u64,
+    /// Head of the list of its samples, a slot + 1.
+    pub(super) first: u32,
+    /// Part of the handle; odd while the request is in flight.
+    generation: u32,
+    status: u32,
+    /// Bytes of `name` that are the method, with the space behind it.
+    method_bytes: u32,
+    name_bytes: u32,
+    /// The name is a framework's template, not a path.
+    is_template: u32,
+    name: [u8; NAME_BYTES],
+}
+
+// SAFETY: numbers and bytes.
+unsafe impl Plain for Request {}
+
+/// A block that may park or be revived. `slot` is 0 where the place is empty.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Watched {
+    slot: u32,
+    generation: u32,
+}
+
+// SAFETY: integers.
+unsafe impl Plain for Watched {}
+
+pub(super) struct Requests<'a> {
+    slots: &'a mut [Request],
+    /// Where the search for a free slot begins.
+    next: usize,
+    watched: &'a mut [Watched],
+    watching: usize,
+    look_next: usize,
+    path_routes: u32,
+}
+
+impl<'a> Requests<'a> {
+    pub(super) fn private_bytes() -> usize {
+        IN_FLIGHT * size_of::<Request>() + WATCHED * size_of::<Watched>()
+    }
+
+    pub(super) fn new(private: &mut Carver<'a>) -> Option<Self> {
+        let (slots, watched) = (private.take(IN_FLIGHT)?, private.take(WATCHED)?);
+        Some(Self { slots, next: 0, watched, watching: 0, look_next: 0, path_routes: 0 })
+    }
+
+    pub(super) fn slot(&mut self, index: u32) -> &mut Request {
+        &mut self.slots[index as usize]
+    }
+
+    /// The slot of a request that is in flight, from its handle.
+    pub(super) fn open(&self, handle: u64) -> Option<u32> {
+        let index = (handle & 0xFFFF) as usize;
+        let request = self.slots.get(index)?;
+        (handle != 0 && request.generation % 2 == 1 && u64::from(request.generation) == handle >> 16)
+            .then_some(index as u32)
+    }
+
+    fn watch(&mut self, slot: u32, generation: u32) {
+        let at = if self.watching < self.watched.len() {
+            self.watching += 1;
+            self.watching - 1
+        } else {
+            // Full: the one whose turn it would be next gives way.
+            self.look_next
+        };
+        self.watched[at] = Watched { slot, generation };
+    }
+
+    fn forget(&mut self, at: usize) {
+        self.watching -= 1;
+        self.watched[at] = self.watched[self.watching];
+    }
+}
+
+impl Writer<'_> {
+    /// A request begins. Returns its handle, which fits in 48 bits; 0 where too many are in flight.
+    pub fn begin(&mut self, method: &[u8], path: &[u8], now_ns: u64) -> u64 {
+        let slots = &mut *self.requests.slots;
+        let from = self.requests.next;
+        let Some(index) =
+            (0..slots.len()).map(|step| (from + step) % slots.len()).find(|at| slots[*at].generation.is_multiple_of(2))
+        else {
+            self.lose(Loss::RequestsFull);
+            return 0;
+        };
+        self.requests.next = (index + 1) % slots.len();
+        let request = &mut slots[index];
+        request.generation = request.generation.wrapping_add(1);
+        request.began_ns = now_ns;
+        request.allocated_bytes = 0.0;
+        request.first = 0;
+        request.status = 0;
+        request.is_template = 0;
+        let method = &method[..method.len().min(16)];
+        request.name[..method.len()].copy_from_slice(method);
+        request.name[method.len()] = b' ';
+        request.method_bytes = method.len() as u32 + 1;
+        request.set_path(path);
+        self.header.requests_open += 1;
+        u64::from(request.generation) << 16 | index as u64
+    }
+
+    /// Is the request of this handle in flight?
+    pub fn in_flight(&self, handle: u64) -> bool {
+        self.requests.open(handle).is_some()
+    }
+
+    /// The request's route as its framework calls it. The last call counts.
+    pub fn route(&mut self, handle: u64, template: &[u8]) {
+        if let Some(index) = self.requests.open(handle) {
+            let request = self.requests.slot(index);
+            request.is_template = 1;
+            request.set_path(template);
+        }
+    }
+
+    /// The response's status.
+    pub fn status(&mut self, handle: u64, status: u32) {
+        if let Some(index) = self.requests.open(handle) {
+            self.requests.slot(index).status = status;
+        }
+    }
+
+    /// A request has ended: its samples are settled and the watched blocks looked at. `look` is given records whose
+    /// block was served by pymalloc and has not been freed.
+    pub fn end(&mut self, handle: u64, ending: Ending, mut look: impl FnMut(&SampleRecord) -> Life) {
+        let Some(index) = self.requests.open(handle) else { return };
+        let request = *self.requests.slot(index);
+        let outcome = if ending.outcome == 0 && request.status >= 500 { 1 } else { ending.outcome.min(2) };
+        let route = self.route_of(&request);
+        let ordinal = match self.names.routes.get_mut(route as usize) {
+            Some(record) => {
+                record.requests[outcome as usize] += 1;
+                record.allocated_bytes[outcome as usize] += request.allocated_bytes;
+                record.durations[bucket(ending.now_ns.saturating_sub(request.began_ns))] += 1;
+                record.requests[outcome as usize]
+            }
+            None => 0,
+        };
+        let settle = |record: &mut SampleRecord| {
+            record.owner = if route == 0 { OWNER_NONE } else { OWNER_SETTLED };
+            (record.route, record.outcome, record.ordinal) = (route, outcome, ordinal);
+        };
+
+        // The older ones first, so that what this request leaves behind is not looked at twice.
+        self.look_at_watched(&mut look, settle);
+        while let Some(slot) = self.requests.slot(index).first.checked_sub(1) {
+            self.samples.leave_request(slot, &mut self.requests.slots[index as usize].first);
+            let generation = self.samples.generation(slot);
+            let record = self.samples.record(slot);
+            settle(record);
+            if record.flags & FLAG_SMALL != 0 && record.address != 0 {
+                match look(record) {
+                    Life::Parked => record.flags |= FLAG_PARKED,
+                    Life::InUse(mark) => {
+                        if is_another_life(record.mark, mark) {
+                            record.flags |= FLAG_RECYCLED;
+                        }
+                        record.mark = mark;
+                    }
+                }
+                self.requests.watch(slot, generation);
+            }
+        }
+        let request = self.requests.slot(index);
+        request.generation = request.generation.wrapping_add(1);
+        self.header.requests += 1;
+        self.header.requests_open -= 1;
+    }
+
+    /// Looks at some of the watched blocks, in turn.
+    fn look_at_watched(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
+        let born = self.header.requests;
+        for _ in 0..LOOKS_A_REQUEST.min(self.requests.watching) {
+            if self.requests.look_next >= self.requests.watching {
+                self.requests.look_next = 0;
+            }
+            let at = self.requests.look_next;
+            let Some(Watched { slot, generation }) = self.requests.watched.get(at).copied() else { return };
+            let record = self.samples.record(slot);
+            // A block that realloc has moved on is no object that a free list takes.
+            if record.address == 0 || !self.samples.is_live(slot, generation) {
+                self.requests.forget(at);
+                continue;
+            }
+            let record = self.samples.record(slot);
+            let parked = record.flags & FLAG_PARKED != 0;
+            match look(record) {
+                Life::Parked => {
+                    record.flags |= FLAG_PARKED;
+                    record.looks = 0;
+                }
+                Life::InUse(mark) if parked || is_another_life(record.mark, mark) => {
+                    record.flags = record.flags & !FLAG_PARKED | FLAG_RECYCLED;
+                    (record.mark, record.born, record.looks) = (mark, born, 0);
+                    settle(record);
+                }
+                Life::InUse(mark) => {
+                    record.mark = mark;
+                    record.looks += 1;
+                    if record.looks >= LOOKS_A_BLOCK {
+                        self.requests.forget(at);
+                        continue;
+                    }
+                }
+            }
+            self.requests.look_next += 1;
+        }
+    }
+
+    fn route_of(&mut self, request: &Request) -> u32 {
+        let (method_bytes, name_bytes) = (request.method_bytes as usize, request.name_bytes as usize);
+        let mut name = [0; NAME_BYTES];
+        let mut length = name_bytes;
+        name[..name_bytes].copy_from_slice(&request.name[..name_bytes]);
+        if request.is_template == 0 {
+            length = method_bytes + normalise(&request.name[method_bytes..name_bytes], &mut name[method_bytes..]);
+        }
+        let routes = self.names.used().routes;
+        let mut route = None;
+        if request.is_template != 0 || self.requests.path_routes < PATH_ROUTES {
+            route = self.names.route(&name[..length]);
+        }
+        if request.is_template == 0 {
+            if route.is_none() {
+                name[method_bytes..method_bytes + 5].copy_from_slice(b"other");
+                route = self.names.route(&name[..method_bytes + 5]);
+            }
+            self.requests.path_routes += self.names.used().routes - routes;
+        }
+        if self.names.used().routes != routes {
+            self.publish_names();
+        }
+        route.unwrap_or_else(|| {
+            self.lose(Loss::RoutesFull);
+            0
+        })
+    }
+}
+
+impl Request {
+    fn set_path(&mut self, path: &[u8]) {
+        let from = self.method_bytes as usize;
+        let length = path.len().min(NAME_BYTES - from);
+        self.name[from..from + length].copy_from_slice(&path[..length]);
+        self.name_bytes = (from + length) as u32;
+    }
+}
+
+fn is_another_life(before: u64, now: u64) -> bool {
+    before != 0 && now != 0 && before != now
+}
+
+/// The bucket of a duration: below 2^i µs.
+fn bucket(ns: u64) -> usize {
+    ((ns / 1000).checked_ilog2().map_or(0, |log| log as usize + 1)).min(DURATIONS - 1)
+}
+
+/// Turns a path into a route: segments that hold a number, or are long and hexadecimal (with dashes: UUIDs), become
+/// `<id>`; the query is cut off. Returns the bytes written, at most as many as there is room for.
+fn normalise(path: &[u8], into: &mut [u8]) -> usize {
+    let path = path.split(|byte| *byte == b'?').next().unwrap_or(path);
+    let mut length = 0;
+    let mut put = |bytes: &[u8]| {
+        let room = bytes.len().min(into.len() - length);
+        into[length..length + room].copy_from_slice(&bytes[..room]);
+        length += room;
+    };
+    for (index, segment) in path.split(|byte| *byte == b'/').enumerate() {
+        if index > 0 {
+            put(b"/");
+        }
+        let hexadecimal = segment.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-');
+        let is_id = segment.iter().any(u8::is_ascii_digit)
+            && (segment.iter().all(u8::is_ascii_digit) || segment.len() >= 8 && hexadecimal);
+        put(if is_id { b"<id>" } else { segment });
+    }
+    length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bucket, normalise};
+
+    fn route(path: &str) -> String {
+        let mut into = [0; 64];
+        let length = normalise(path.as_bytes(), &mut into);
+        String::from_utf8_lossy(&into[..length]).into_owned()
+    }
+
+    #[test]
+    fn numbers_and_hexadecimal_names_become_ids() {
+        assert_eq!(route("/"), "/");
+        assert_eq!(route("/users/42/posts"), "/users/<id>/posts");
+        assert_eq!(route("/o/6fa459ea-ee8a-3ca4-894e-db77e160355e?x=1"), "/o/<id>");
+        assert_eq!(route("/v2/feed/cafe"), "/v2/feed/cafe");
+    }
+
+    #[test]
+    fn a_path_longer_than_the_room_is_cut() {
+        assert_eq!(route(&"/long".repeat(40)).len(), 64);
+    }
+
+    #[test]
+    fn durations_fall_into_powers_of_two_of_a_microsecond() {
+        assert_eq!(bucket(0), 0);
+        assert_eq!(bucket(1_000), 1);
+        assert_eq!(bucket(3_000), 2);
+        assert_eq!(bucket(u64::MAX), 31);
+    }
+}
