@@ -1,1 +1,38 @@
 //! The agent: turns allocations inside a Python server into samples in a table file.
+//!
+//! ```text
+//! hooks/native   malloc and its family, by LD_PRELOAD ─┐
+//! hooks/python   PyMem obj and mem, 512 bytes or less ─┴► sampler ► recorder (one lock) ► table (leakline-table)
+//! python/        what is known of CPython: its API, frames, free lists; how the agent gets in
+//! requests       begin, end, route: what the shim calls; the current request, a ContextVar
+//! fork           a child gets a table of its own
+//! ```
+//!
+//! The laws of this crate: hooks never allocate through themselves, never wait for long, never panic and never call
+//! into Python for more than the current context's variable. When something is not as it is known, the server runs
+//! without the agent.
+#![allow(clippy::missing_safety_doc)]
+
+mod clock;
+mod config;
+mod fork;
+mod hooks;
+mod message;
+mod python;
+mod recorder;
+mod requests;
+mod sampler;
+mod table;
+
+/// Runs when the dynamic loader has loaded the agent, before the program's `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ON_LOAD: extern "C" fn() = on_load;
+
+extern "C" fn on_load() {
+    // A program that carries no Python is none of our business: its hooks stay idle for good.
+    if config::load() && python::api::load() {
+        fork::watch();
+        sampler::await_interpreter();
+    }
+}

@@ -304,6 +304,8 @@ pub const FLAG_RECYCLED: u8 = 2;
 pub const FLAG_PARKED: u8 = 4;
 /// [`SampleRecord::flags`]: served by pymalloc, so it may be an object that a free list takes.
 pub const FLAG_SMALL: u8 = 8;
+/// [`SampleRecord::flags`]: from Python's allocator of objects, so that what it holds may be read as an object.
+pub const FLAG_OBJECT: u8 = 16;
 
 record! {
     /// A sampled block (or growth of a block) that has not been freed.

@@ -102,7 +102,8 @@ impl Filter {
         }
     }
 
-    pub(super) fn clear(&self) {
+    /// Forgets all addresses.
+    pub fn clear(&self) {
         // Read first: after a fork most cells are zero, and writing them all would copy their pages for nothing.
         for cell in &self.0 {
             if cell.load(Relaxed) != 0 {

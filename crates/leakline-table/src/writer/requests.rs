@@ -8,7 +8,9 @@
 
 use super::Writer;
 use super::memory::{Carver, Plain};
-use crate::layout::{DURATIONS, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord};
+use crate::layout::{
+    DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord,
+};
 
 /// What a look at a small block shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +202,7 @@ impl Writer<'_> {
             let generation = self.samples.generation(slot);
             let record = self.samples.record(slot);
             settle(record);
-            if record.flags & FLAG_SMALL != 0 && record.address != 0 {
+            if record.flags & (FLAG_SMALL | FLAG_GROWTH) == FLAG_SMALL && record.address != 0 {
                 match look(record) {
                     Life::Parked => record.flags |= FLAG_PARKED,
                     Life::InUse(mark) => {

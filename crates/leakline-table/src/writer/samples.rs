@@ -4,10 +4,10 @@
 //! samples of their own, without an address, chained behind the anchor: they were added by other stacks and requests,
 //! and they die with the block.
 
-use super::Writer;
 use super::memory::{Carver, Plain};
 use super::names::mix;
-use crate::layout::{FLAG_GROWTH, Loss, OWNER_IN_FLIGHT, OWNER_NONE, SampleRecord, SectionKind};
+use super::{Life, Writer};
+use crate::layout::{FLAG_GROWTH, FLAG_SMALL, Loss, OWNER_IN_FLIGHT, OWNER_NONE, SampleRecord, SectionKind};
 
 /// What is known of a sampled allocation.
 #[derive(Clone, Copy, Debug)]
@@ -195,9 +195,11 @@ impl Writer<'_> {
         Some(Transit { slot, generation: self.samples.generation(slot) })
     }
 
-    /// Is a sampled block at this address?
-    pub fn holds(&self, address: u64) -> bool {
-        self.samples.cell(address).is_some()
+    /// Is a sampled block of pymalloc's at this address?
+    pub fn holds_small(&mut self, address: u64) -> bool {
+        let Some(cell) = self.samples.cell(address) else { return false };
+        let slot = self.samples.index[cell] - 1;
+        self.samples.record(slot).flags & FLAG_SMALL != 0
     }
 
     /// A block was freed; nothing happens where it was not sampled.
@@ -254,10 +256,28 @@ impl Writer<'_> {
         }
     }
 
-    /// Notes what a block holds, soon after its birth; see [`super::Life::InUse`].
-    pub fn mark(&mut self, sample: Transit, mark: u64) {
-        if self.samples.is_live(sample.slot, sample.generation) {
-            self.samples.record(sample.slot).mark = mark;
+    /// realloc has failed: puts the block back as it was.
+    pub fn stay(&mut self, transit: Transit, address: u64) {
+        if self.samples.is_live(transit.slot, transit.generation) {
+            self.settle_down(transit.slot, address);
+        }
+    }
+
+    /// realloc has freed the block in transit.
+    pub fn give_up(&mut self, transit: Transit) {
+        if self.samples.is_live(transit.slot, transit.generation) {
+            self.drop_block(transit.slot);
+        }
+    }
+
+    /// Notes what a small block holds soon after its birth, see [`Life::InUse`].
+    pub fn mark(&mut self, sample: Transit, look: impl FnOnce(&SampleRecord) -> Life) {
+        let record = self.samples.record(sample.slot);
+        if record.address != 0 && self.samples.is_live(sample.slot, sample.generation) {
+            let record = self.samples.record(sample.slot);
+            if let Life::InUse(mark) = look(record) {
+                record.mark = mark;
+            }
         }
     }
 
@@ -319,7 +339,12 @@ impl Writer<'_> {
         let address = self.samples.record(slot).address;
         self.samples.leave(cell);
         self.filter.remove(address);
-        let mut next = slot + 1;
+        self.drop_block(slot);
+    }
+
+    /// Frees the slots of a block that the index leads to no more.
+    fn drop_block(&mut self, anchor: u32) {
+        let mut next = anchor + 1;
         while next != 0 {
             let slot = next - 1;
             next = self.samples.links[slot as usize].next;

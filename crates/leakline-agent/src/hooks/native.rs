@@ -1,0 +1,209 @@
+//! malloc and its family, put in front of the C library's (or another allocator's) by LD_PRELOAD.
+//!
+//! Blocks are left where the allocator below puts them, and their sizes are as asked for, so that an allocation or a
+//! free that does not pass through here does no harm.
+
+use crate::recorder::{self, FILTER};
+use crate::sampler::{self, LARGE};
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+type Pointer = *mut c_void;
+
+/// A function of the allocator below, looked up at its first call: until then the cell holds a function that does so.
+struct Next<F>(AtomicPtr<c_void>, std::marker::PhantomData<F>);
+
+impl<F: Copy> Next<F> {
+    const fn new(resolver: *const c_void) -> Self {
+        Self(AtomicPtr::new(resolver.cast_mut()), std::marker::PhantomData)
+    }
+
+    #[inline(always)]
+    fn get(&self) -> F {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        let function = self.0.load(Ordering::Relaxed);
+        // SAFETY: the cell holds a function of type F: the resolver at first, then what dlsym found under the name.
+        unsafe { std::mem::transmute_copy(&function) }
+    }
+
+    /// `None` where dlsym itself asks for the function that it is to find.
+    #[cold]
+    fn resolve(&self, name: &std::ffi::CStr) -> Option<F> {
+        /// The thread that is in dlsym.
+        static RESOLVING: AtomicUsize = AtomicUsize::new(0);
+        // SAFETY: has no preconditions.
+        let thread = unsafe { libc::pthread_self() } as usize;
+        if RESOLVING.swap(thread, Ordering::Relaxed) == thread {
+            return None;
+        }
+        // SAFETY: a C string. glibc's dlsym allocates only to report an error, and frees the last one's report.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+        RESOLVING.store(0, Ordering::Relaxed);
+        if found.is_null() {
+            // No allocator below has this function, yet the program calls it: there is no way on.
+            crate::message::say(&["leakline: no allocator provides ", name.to_str().unwrap_or("?"), "\n"]);
+            // SAFETY: ends the process.
+            unsafe { libc::abort() };
+        }
+        self.0.store(found, Ordering::Relaxed);
+        Some(self.get())
+    }
+}
+
+macro_rules! next {
+    ($($cell:ident $resolver:ident $name:literal: fn($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {$(
+        static $cell: Next<unsafe extern "C" fn($($type),*) $(-> $result)?> = Next::new($resolver as *const c_void);
+
+        unsafe extern "C" fn $resolver($($argument: $type),*) $(-> $result)? {
+            match $cell.resolve($name) {
+                // SAFETY: the caller's own call, handed on.
+                Some(function) => unsafe { function($($argument),*) },
+                // A null pointer, or a small block of dlsym's own that is not freed.
+                // SAFETY: pointers, integers and nothing at all may be zero.
+                None => unsafe { std::mem::zeroed() },
+            }
+        }
+    )*};
+}
+
+next! {
+    MALLOC resolve_malloc c"malloc": fn(bytes: usize) -> Pointer;
+    CALLOC resolve_calloc c"calloc": fn(count: usize, bytes: usize) -> Pointer;
+    REALLOC resolve_realloc c"realloc": fn(block: Pointer, bytes: usize) -> Pointer;
+    FREE resolve_free c"free": fn(block: Pointer);
+    MEMALIGN resolve_memalign c"memalign": fn(alignment: usize, bytes: usize) -> Pointer;
+    ALIGNED_ALLOC resolve_aligned_alloc c"aligned_alloc": fn(alignment: usize, bytes: usize) -> Pointer;
+    POSIX_MEMALIGN resolve_posix_memalign c"posix_memalign": fn(into: *mut Pointer, alignment: usize, bytes: usize) -> c_int;
+    VALLOC resolve_valloc c"valloc": fn(bytes: usize) -> Pointer;
+    PVALLOC resolve_pvalloc c"pvalloc": fn(bytes: usize) -> Pointer;
+    USABLE_SIZE resolve_usable_size c"malloc_usable_size": fn(block: Pointer) -> usize;
+}
+
+/// Hands a block on to the sampler if the countdown says so.
+#[inline(always)]
+fn pass(block: Pointer, bytes: usize) -> Pointer {
+    if LARGE.pass(bytes) && !block.is_null() {
+        sampler::large(block as usize, bytes);
+    }
+    block
+}
+
+/// See malloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc(bytes: usize) -> Pointer {
+    if !LARGE.pass(bytes) {
+        // SAFETY: the caller's own call, handed on; so everywhere below.
+        return unsafe { MALLOC.get()(bytes) };
+    }
+    // SAFETY: as above.
+    let block = unsafe { MALLOC.get()(bytes) };
+    if !block.is_null() {
+        sampler::large(block as usize, bytes);
+    }
+    block
+}
+
+/// See calloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calloc(count: usize, bytes: usize) -> Pointer {
+    // SAFETY: as in malloc. A product that overflows makes the call fail.
+    pass(unsafe { CALLOC.get()(count, bytes) }, count.wrapping_mul(bytes))
+}
+
+/// See free(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(block: Pointer) {
+    if FILTER.may_hold(block as usize) {
+        recorder::freed(block as usize);
+    }
+    // SAFETY: as in malloc.
+    unsafe { FREE.get()(block) }
+}
+
+/// See realloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
+    if block.is_null() {
+        // SAFETY: as in malloc; realloc of null is malloc.
+        return pass(unsafe { REALLOC.get()(block, bytes) }, bytes);
+    }
+    // SAFETY: `block` is a block of the allocator below, as the caller of realloc promises.
+    let before = unsafe { USABLE_SIZE.get()(block) };
+    let added = bytes.saturating_sub(before);
+    let is_due = LARGE.pass(added);
+    if FILTER.may_hold(block as usize) {
+        if let Some(transit) = sampler::depart(block as usize) {
+            // SAFETY: as in malloc.
+            let moved = unsafe { REALLOC.get()(block, bytes) };
+            if bytes == 0 && moved.is_null() {
+                sampler::give_up(transit);
+            } else if moved.is_null() {
+                sampler::stay(transit, block as usize);
+            } else {
+                sampler::arrive(transit, moved as usize, bytes);
+            }
+            return moved;
+        }
+    }
+    // SAFETY: as in malloc.
+    let moved = unsafe { REALLOC.get()(block, bytes) };
+    if is_due && added > 0 && !moved.is_null() {
+        sampler::large_growth(moved as usize, added, bytes);
+    }
+    moved
+}
+
+/// See reallocarray(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn reallocarray(block: Pointer, count: usize, bytes: usize) -> Pointer {
+    match count.checked_mul(bytes) {
+        // SAFETY: the caller's own call.
+        Some(bytes) => unsafe { realloc(block, bytes) },
+        None => {
+            // SAFETY: the location of errno is always writable.
+            unsafe { *libc::__errno_location() = libc::ENOMEM };
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// See memalign(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memalign(alignment: usize, bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
+    pass(unsafe { MEMALIGN.get()(alignment, bytes) }, bytes)
+}
+
+/// See aligned_alloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aligned_alloc(alignment: usize, bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
+    pass(unsafe { ALIGNED_ALLOC.get()(alignment, bytes) }, bytes)
+}
+
+/// See posix_memalign(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(into: *mut Pointer, alignment: usize, bytes: usize) -> c_int {
+    // SAFETY: as in malloc; on success `into` holds the block.
+    unsafe {
+        let result = POSIX_MEMALIGN.get()(into, alignment, bytes);
+        if result == 0 {
+            pass(*into, bytes);
+        }
+        result
+    }
+}
+
+/// See valloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valloc(bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
+    pass(unsafe { VALLOC.get()(bytes) }, bytes)
+}
+
+/// See pvalloc(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pvalloc(bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
+    pass(unsafe { PVALLOC.get()(bytes) }, bytes)
+}

@@ -1,0 +1,47 @@
+//! What is known of CPython, and how the agent gets into it.
+
+pub(crate) mod api;
+mod frames;
+pub(crate) mod install;
+mod layout;
+mod life;
+mod text;
+
+pub(crate) use frames::record_stack;
+pub(crate) use install::{Answer, ask_to_install};
+pub(crate) use layout::{pool_bytes, version};
+pub(crate) use life::look;
+
+use api::{Api, ThreadState};
+
+/// What the calling thread may do with Python.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// It holds the GIL of the main interpreter: frames and the current request may be read.
+    Main(ThreadState),
+    /// Its own frames may be read, nothing else.
+    FramesOnly(ThreadState),
+    /// It is no thread of Python's.
+    None,
+}
+
+/// Finds out what the calling thread may do, without taking anything.
+pub(crate) fn access(api: &Api) -> Access {
+    // SAFETY: both functions only read: a thread-local value, or the runtime's pointer to who holds the GIL.
+    let (own, current) = unsafe { ((api.gil_state_this_thread_state)(), (api.thread_state_unchecked)()) };
+    // Until 3.11 "current" is whoever holds the GIL; from 3.12 on it is this thread's state while it is attached.
+    let holds = !current.is_null() && (layout::version() >= 0x030C_0000 || own == current);
+    match (holds, own.is_null()) {
+        (true, _) if in_main_interpreter(api) => Access::Main(current),
+        (true, _) => Access::FramesOnly(current),
+        (false, false) => Access::FramesOnly(own),
+        (false, true) => Access::None,
+    }
+}
+
+/// From 3.12 on interpreters may have a GIL each, so objects of the main one are out of bounds for the others.
+fn in_main_interpreter(api: &Api) -> bool {
+    let Some(interpreter_get) = api.interpreter_get else { return true };
+    // SAFETY: the caller holds a GIL, which is all that PyInterpreterState_Get wants.
+    install::main_interpreter() == unsafe { interpreter_get() } as usize
+}

@@ -1,0 +1,194 @@
+//! The part of CPython's C API that the agent uses, looked up by name when the agent is loaded: the agent is linked to
+//! no Python, and works in one that is linked statically into its program as in one that is a library.
+
+use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
+use std::sync::OnceLock;
+
+/// `PyObject *`.
+pub(crate) type Object = *mut c_void;
+/// `PyThreadState *`.
+pub(crate) type ThreadState = *mut c_void;
+
+/// `PyMemAllocatorEx` (Include/cpython/pymem.h).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Allocator {
+    pub(crate) ctx: *mut c_void,
+    pub(crate) malloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void,
+    pub(crate) calloc: unsafe extern "C" fn(*mut c_void, usize, usize) -> *mut c_void,
+    pub(crate) realloc: unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> *mut c_void,
+    pub(crate) free: unsafe extern "C" fn(*mut c_void, *mut c_void),
+}
+
+/// `PYMEM_DOMAIN_MEM`.
+pub(crate) const DOMAIN_MEM: c_int = 1;
+/// `PYMEM_DOMAIN_OBJ`.
+pub(crate) const DOMAIN_OBJ: c_int = 2;
+/// `METH_FASTCALL` (Include/methodobject.h): the function is given an array of arguments and their number.
+pub(crate) const METH_FASTCALL: c_int = 0x80;
+
+/// A function of a module, called with METH_FASTCALL.
+pub(crate) type FastFunction = unsafe extern "C" fn(Object, *const Object, isize) -> Object;
+
+/// `PyMethodDef`.
+#[repr(C)]
+pub(crate) struct MethodDef {
+    pub(crate) name: *const c_char,
+    pub(crate) function: Option<FastFunction>,
+    pub(crate) flags: c_int,
+    pub(crate) doc: *const c_char,
+}
+
+// SAFETY: the table is constant, its pointers lead to constants.
+unsafe impl Sync for MethodDef {}
+
+macro_rules! api {
+    ($($field:ident: $name:literal $(or $other:literal)? => $type:ty,)*) => {
+        /// Functions and objects of the C API by the names that CPython exports.
+        pub(crate) struct Api {
+            $(#[doc = $name] pub(crate) $field: $type,)*
+            /// `PyInterpreterState_Get`, from 3.9 on.
+            pub(crate) interpreter_get: Option<unsafe extern "C" fn() -> *mut c_void>,
+        }
+
+        impl Api {
+            /// `None` where a name is missing: then this is no CPython that we know.
+            fn find() -> Option<Self> {
+                Some(Self {
+                    // SAFETY: each name is exported by CPython with the C signature that stands beside it here
+                    // (Doc/c-api of 3.7 to 3.13), and a function pointer is as large as the address of its symbol.
+                    $($field: unsafe { std::mem::transmute_copy(&symbol($name)$(.or_else(|| symbol($other)))??) },)*
+                    // SAFETY: as above; a missing symbol is `None` for both types.
+                    interpreter_get: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn() -> *mut c_void>>(symbol("PyInterpreterState_Get")) },
+                })
+            }
+        }
+    };
+}
+
+api! {
+    is_initialized: "Py_IsInitialized" => unsafe extern "C" fn() -> c_int,
+    add_pending_call: "Py_AddPendingCall" => unsafe extern "C" fn(extern "C" fn(*mut c_void) -> c_int, *mut c_void) -> c_int,
+    get_allocator: "PyMem_GetAllocator" => unsafe extern "C" fn(c_int, *mut Allocator),
+    set_allocator: "PyMem_SetAllocator" => unsafe extern "C" fn(c_int, *mut Allocator),
+    gil_state_this_thread_state: "PyGILState_GetThisThreadState" => unsafe extern "C" fn() -> ThreadState,
+    thread_state_unchecked: "_PyThreadState_UncheckedGet" or "PyThreadState_GetUnchecked" => unsafe extern "C" fn() -> ThreadState,
+    context_var_new: "PyContextVar_New" => unsafe extern "C" fn(*const c_char, Object) -> Object,
+    context_var_get: "PyContextVar_Get" => unsafe extern "C" fn(Object, Object, *mut Object) -> c_int,
+    context_var_set: "PyContextVar_Set" => unsafe extern "C" fn(Object, Object) -> Object,
+    long_from: "PyLong_FromUnsignedLongLong" => unsafe extern "C" fn(c_ulonglong) -> Object,
+    long_as: "PyLong_AsUnsignedLongLong" => unsafe extern "C" fn(Object) -> c_ulonglong,
+    unicode_as_utf8: "PyUnicode_AsUTF8AndSize" => unsafe extern "C" fn(Object, *mut isize) -> *const c_char,
+    err_clear: "PyErr_Clear" => unsafe extern "C" fn(),
+    incref: "Py_IncRef" => unsafe extern "C" fn(Object),
+    decref: "Py_DecRef" => unsafe extern "C" fn(Object),
+    compile: "Py_CompileString" => unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object,
+    eval_code: "PyEval_EvalCode" => unsafe extern "C" fn(Object, Object, Object) -> Object,
+    dict_new: "PyDict_New" => unsafe extern "C" fn() -> Object,
+    dict_set: "PyDict_SetItemString" => unsafe extern "C" fn(Object, *const c_char, Object) -> c_int,
+    dict_get: "PyDict_GetItemString" => unsafe extern "C" fn(Object, *const c_char) -> Object,
+    list_get: "PyList_GetItem" => unsafe extern "C" fn(Object, isize) -> Object,
+    builtins: "PyEval_GetBuiltins" => unsafe extern "C" fn() -> Object,
+    module_new: "PyModule_New" => unsafe extern "C" fn(*const c_char) -> Object,
+    module_add_functions: "PyModule_AddFunctions" => unsafe extern "C" fn(Object, *const MethodDef) -> c_int,
+    import: "PyImport_ImportModule" => unsafe extern "C" fn(*const c_char) -> Object,
+    get_attribute: "PyObject_GetAttrString" => unsafe extern "C" fn(Object, *const c_char) -> Object,
+    call: "PyObject_CallObject" => unsafe extern "C" fn(Object, Object) -> Object,
+    unicode_from: "PyUnicode_FromString" => unsafe extern "C" fn(*const c_char) -> Object,
+    none: "_Py_NoneStruct" => Object,
+    dict_type: "PyDict_Type" => Object,
+    list_type: "PyList_Type" => Object,
+    tuple_type: "PyTuple_Type" => Object,
+    float_type: "PyFloat_Type" => Object,
+}
+
+/// `Py_file_input` (Include/compile.h): compile a whole module.
+const FILE_INPUT: c_int = 257;
+
+static API: OnceLock<Api> = OnceLock::new();
+
+// SAFETY: function pointers and addresses of static objects.
+unsafe impl Sync for Api {}
+// SAFETY: as above.
+unsafe impl Send for Api {}
+
+fn symbol(name: &str) -> Option<std::ptr::NonNull<c_void>> {
+    let mut text = crate::table::Text::<64>::new();
+    text.put(name.as_bytes());
+    let name = text.c_str()?;
+    // SAFETY: a C string; the default scope is all that the program has loaded by now.
+    std::ptr::NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+}
+
+/// Looks the API up and checks the version. False where the program has no Python, or one that we refuse (and have
+/// said so).
+pub(crate) fn load() -> bool {
+    let (Some(_), Some(get_version)) = (symbol("Py_IsInitialized"), symbol("Py_GetVersion")) else { return false };
+    // SAFETY: Py_GetVersion may be called before Python is initialised and returns a static string.
+    let version = unsafe {
+        let get_version: unsafe extern "C" fn() -> *const c_char = std::mem::transmute(get_version);
+        CStr::from_ptr(get_version()).to_str().unwrap_or("")
+    };
+    if let Err(reason) = super::layout::choose(version) {
+        crate::message::refuse(reason, version.split(' ').next().unwrap_or(version));
+        return false;
+    }
+    let Some(api) = Api::find() else {
+        crate::message::refuse("a part of the C API is missing from this Python ", version);
+        return false;
+    };
+    API.set(api).is_ok()
+}
+
+/// The API; `None` in a program without a Python that we know.
+pub(crate) fn get() -> Option<&'static Api> {
+    API.get()
+}
+
+impl Api {
+    /// Runs Python source in a namespace that holds the builtins, `__name__` and what is given. False where it raised;
+    /// the exception is gone.
+    ///
+    /// # Safety
+    /// The caller holds the GIL and no exception is set.
+    pub(crate) unsafe fn run(&self, source: &CStr, file: &CStr, name: &CStr, given: &[(&CStr, Object)]) -> bool {
+        // SAFETY: the caller holds the GIL; each new reference is dropped once, and null is never passed on.
+        unsafe {
+            let namespace = (self.dict_new)();
+            let name = (self.unicode_from)(name.as_ptr());
+            if namespace.is_null() || name.is_null() {
+                (self.err_clear)();
+                return false;
+            }
+            (self.dict_set)(namespace, c"__builtins__".as_ptr(), (self.builtins)());
+            (self.dict_set)(namespace, c"__name__".as_ptr(), name);
+            (self.decref)(name);
+            for (name, object) in given {
+                (self.dict_set)(namespace, name.as_ptr(), *object);
+            }
+            let code = (self.compile)(source.as_ptr(), file.as_ptr(), FILE_INPUT);
+            let mut done = false;
+            if !code.is_null() {
+                let result = (self.eval_code)(code, namespace, namespace);
+                done = !result.is_null();
+                if done {
+                    (self.decref)(result);
+                }
+                (self.decref)(code);
+            }
+            (self.decref)(namespace);
+            (self.err_clear)();
+            done
+        }
+    }
+
+    /// A new reference to None.
+    ///
+    /// # Safety
+    /// The caller holds the GIL.
+    pub(crate) unsafe fn new_none(&self) -> Object {
+        // SAFETY: None is an object of every interpreter.
+        unsafe { (self.incref)(self.none) };
+        self.none
+    }
+}

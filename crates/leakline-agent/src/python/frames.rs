@@ -1,0 +1,184 @@
+//! Reads the Python stack of the calling thread by raw loads at known offsets.
+
+use super::api::ThreadState;
+use super::layout::{self, Entry, Instruction, Layout};
+use super::text;
+use leakline_table::layout::Loss;
+use leakline_table::writer::{CodeKey, CodeText, Writer};
+
+/// Frames that are kept of a stack, from the innermost on.
+const DEPTH: usize = 64;
+/// Frames that are passed at most, those without code of their own too.
+const STEPS: usize = 3 * DEPTH;
+/// Bytes that are kept of a file's or function's name.
+const NAME_BYTES: usize = 512;
+/// Bytes that are kept of a line table; a longer one is cut, and lines behind the cut are not known.
+const LINE_TABLE_BYTES: usize = 16 << 10;
+
+/// A frame: its code object's address, and where it is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) code: usize,
+    /// Offset in the bytecode, bytes; `u32::MAX` where the function has not begun.
+    pub(super) instruction: u32,
+}
+
+/// Walks the frames of a thread from the innermost on.
+///
+/// # Safety
+/// The thread state is the calling thread's own, and the layout is this Python's.
+pub(super) unsafe fn walk(layout: &Layout, thread: ThreadState, mut visit: impl FnMut(Frame) -> bool) {
+    let thread = thread as usize;
+    // SAFETY: the frames of the calling thread live as long as it does not run, and they are linked by these offsets;
+    // null ends the chain.
+    unsafe {
+        let mut frame = match layout.entry {
+            Entry::Direct(offset) => text::word(thread + offset),
+            Entry::Through(first, second) => match text::word(thread + first) {
+                0 => 0,
+                middle => text::word(middle + second),
+            },
+        };
+        for _ in 0..STEPS {
+            if frame == 0 {
+                return;
+            }
+            let owned_by_c =
+                layout.frame_owner.is_some_and(|owner| *((frame + owner) as *const u8) == FRAME_OWNED_BY_C);
+            let code = text::word(frame + layout.frame_code);
+            if !owned_by_c && code != 0 && !visit(Frame { code, instruction: instruction(layout, frame, code) }) {
+                return;
+            }
+            frame = text::word(frame + layout.frame_previous);
+        }
+    }
+}
+
+/// May the chain be followed at all? Asked before the layout has been verified: the kernel says of each address whether
+/// it is readable, instead of a crash.
+pub(super) fn is_walkable(layout: &Layout, thread: ThreadState) -> bool {
+    let thread = thread as usize;
+    let first = match layout.entry {
+        Entry::Direct(offset) => readable_word(thread + offset),
+        Entry::Through(first, second) => {
+            readable_word(thread + first).and_then(|middle| readable_word(middle + second))
+        }
+    };
+    let mut frame = first;
+    for _ in 0..4 {
+        let Some(address) = frame.filter(|address| *address != 0) else { return false };
+        let Some(code) = readable_word(address + layout.frame_code) else { return false };
+        if code != 0
+            && [layout.code_file, layout.code_function, layout.code_line_table].iter().any(|offset| {
+                // Strings and bytes are read up to their 80th byte at most before they are known to be any.
+                readable_word(code + offset).and_then(|object| readable_word(object + 72)).is_none()
+            })
+        {
+            return false;
+        }
+        frame = readable_word(address + layout.frame_previous);
+        if frame == Some(0) {
+            return true;
+        }
+    }
+    true
+}
+
+/// A word of this process's memory, if it can be read.
+fn readable_word(address: usize) -> Option<usize> {
+    let mut word = 0usize;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: size_of::<usize>() };
+    let remote = libc::iovec { iov_base: address as *mut _, iov_len: size_of::<usize>() };
+    // SAFETY: the kernel writes at most the word, and refuses what is not mapped.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+    (read == size_of::<usize>() as isize).then_some(word)
+}
+
+/// `FRAME_OWNED_BY_CSTACK` (Include/internal/pycore_frame.h).
+const FRAME_OWNED_BY_C: u8 = 3;
+
+/// # Safety
+/// As for [`walk`]: a live frame and its code object.
+unsafe fn instruction(layout: &Layout, frame: usize, code: usize) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match layout.frame_instruction {
+            Instruction::Index(offset, unit) => match text::half(frame + offset) as i32 {
+                index @ 0.. => index as u32 * unit,
+                _ => u32::MAX,
+            },
+            Instruction::Pointer(offset, base) => {
+                text::word(frame + offset).checked_sub(code + base).map_or(u32::MAX, |bytes| bytes as u32)
+            }
+        }
+    }
+}
+
+/// Writes the calling thread's Python stack into the table and returns its id, 0 where there is none.
+///
+/// # Safety
+/// The thread state is the calling thread's own.
+pub(crate) unsafe fn record_stack(writer: &mut Writer<'_>, thread: ThreadState) -> u32 {
+    let layout = layout::chosen();
+    let mut frames = [[0; 2]; DEPTH];
+    let mut depth = 0;
+    // SAFETY: the caller's promise; the layout was verified before the first sample.
+    unsafe {
+        walk(layout, thread, |frame| {
+            frames[depth] = [code(writer, layout, frame.code), frame.instruction];
+            depth += 1;
+            depth < DEPTH
+        });
+    }
+    if depth == 0 {
+        writer.lose(Loss::NoPythonStack);
+    }
+    writer.stack(&frames[..depth])
+}
+
+/// The table's id of a code object, which is written down at first sight.
+///
+/// # Safety
+/// The address is that of a live code object.
+unsafe fn code(writer: &mut Writer<'_>, layout: &Layout, code: usize) -> u32 {
+    // SAFETY: a live code object holds references to its strings and its line table.
+    unsafe {
+        let first_line = text::half(code + layout.code_first_line);
+        let file = text::word(code + layout.code_file);
+        let function = text::word(code + layout.code_function);
+        let fingerprint = file as u64 ^ (function as u64).rotate_left(20) ^ u64::from(first_line) << 48;
+        let key = CodeKey { address: code as u64, fingerprint };
+        if let Some(id) = writer.known_code(key) {
+            return id;
+        }
+        let (mut file_text, mut function_text) = ([0; NAME_BYTES], [0; NAME_BYTES]);
+        let text = CodeText {
+            file: text::string(layout, file, &mut file_text),
+            function: text::string(layout, function, &mut function_text),
+            line_table: text::bytes(text::word(code + layout.code_line_table), LINE_TABLE_BYTES),
+            first_line,
+        };
+        writer.code(key, &text)
+    }
+}
+
+/// What a code object says of itself; for checking the layout against a known one.
+///
+/// # Safety
+/// The address is that of a live code object.
+pub(super) unsafe fn describe<'b>(
+    layout: &Layout,
+    code: usize,
+    file: &'b mut [u8],
+    function: &'b mut [u8],
+) -> (&'b [u8], &'b [u8], u32, usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (
+            text::string(layout, text::word(code + layout.code_file), file),
+            text::string(layout, text::word(code + layout.code_function), function),
+            text::half(code + layout.code_first_line),
+            text::word(code + layout.code_line_table),
+        )
+    }
+}

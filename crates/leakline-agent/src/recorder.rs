@@ -1,0 +1,164 @@
+//! The one lock of the agent, and the writer behind it.
+//!
+//! Who holds a [`Recorder`] holds the lock: it is the proof that no other thread writes and that this thread is not
+//! inside the recorder already. Nobody waits long for it: an allocation that cannot be recorded at once is counted as
+//! lost, and a free that cannot be recorded is left in a small list that the next holder works off first.
+
+use crate::clock;
+use leakline_table::layout::Loss;
+use leakline_table::writer::{Filter, Writer};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// The addresses of sampled blocks; asked by the hooks without the lock.
+pub(crate) static FILTER: Filter = Filter::new();
+
+/// The thread that holds the lock, 0 for none.
+static HOLDER: AtomicUsize = AtomicUsize::new(0);
+
+/// Frees that happened while another thread held the lock for long.
+static LATE_FREES: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+/// Allocations that were not recorded because the lock was held, until a holder counts them.
+static CONTENDED: AtomicU64 = AtomicU64::new(0);
+
+/// How often a thread looks whether the lock is free: some 20 to 100 µs, longer than the recorder ever works unless
+/// its thread was descheduled.
+const PATIENCE: u32 = 2000;
+
+struct Shared(UnsafeCell<Option<Writer<'static>>>);
+
+// SAFETY: only the holder of the lock touches the cell.
+unsafe impl Sync for Shared {}
+
+static WRITER: Shared = Shared(UnsafeCell::new(None));
+
+/// Time that the slow path has taken, ns.
+static SPENT: AtomicU64 = AtomicU64::new(0);
+
+/// The right to record.
+pub(crate) struct Recorder {
+    entered_ns: u64,
+}
+
+fn this_thread() -> usize {
+    // SAFETY: has no preconditions. Never 0 with glibc: it is the address of the thread's control block.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// The lock, unless this thread holds it already or another one does not let go of it.
+pub(crate) fn enter() -> Option<Recorder> {
+    let recorder = acquire();
+    if recorder.is_none() && HOLDER.load(Ordering::Relaxed) != this_thread() {
+        CONTENDED.fetch_add(1, Ordering::Relaxed);
+    }
+    recorder
+}
+
+fn acquire() -> Option<Recorder> {
+    let thread = this_thread();
+    for _ in 0..PATIENCE {
+        match HOLDER.compare_exchange_weak(0, thread, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => {
+                let mut recorder = Recorder { entered_ns: clock::monotonic_ns() };
+                recorder.catch_up();
+                return Some(recorder);
+            }
+            Err(holder) if holder == thread => return None,
+            Err(_) => std::hint::spin_loop(),
+        }
+    }
+    None
+}
+
+/// A block that may be sampled is about to be freed. Must come before the block is really freed: after that its
+/// address may belong to another thread's new block.
+#[cold]
+pub(crate) fn freed(address: usize) {
+    if let Some(mut recorder) = acquire() {
+        if let Some(writer) = recorder.writer() {
+            writer.died(address as u64);
+        }
+        return;
+    }
+    if HOLDER.load(Ordering::Relaxed) == this_thread() {
+        return;
+    }
+    let free_place = LATE_FREES
+        .iter()
+        .find(|place| place.compare_exchange(0, address as u64, Ordering::Release, Ordering::Relaxed).is_ok());
+    if free_place.is_none() {
+        CONTENDED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Time that the slow path has taken so far, ns.
+pub(crate) fn spent_ns() -> u64 {
+    SPENT.load(Ordering::Relaxed)
+}
+
+impl Recorder {
+    /// The table's writer; `None` where there is no table (yet).
+    pub(crate) fn writer(&mut self) -> Option<&mut Writer<'static>> {
+        // SAFETY: a Recorder exists once at most, and it is borrowed for as long as the writer is.
+        unsafe { (*WRITER.0.get()).as_mut() }
+    }
+
+    /// Puts another writer in place, or none. What the last one wrote stays in its file.
+    pub(crate) fn install(&mut self, writer: Option<Writer<'static>>) {
+        // SAFETY: as above. The old writer only borrowed its memory: nothing is dropped that could go wrong.
+        unsafe { *WRITER.0.get() = writer }
+    }
+
+    fn catch_up(&mut self) {
+        let contended = CONTENDED.swap(0, Ordering::Relaxed);
+        let Some(writer) = self.writer() else { return };
+        for _ in 0..contended {
+            writer.lose(Loss::Contention);
+        }
+        for place in &LATE_FREES {
+            if place.load(Ordering::Relaxed) != 0 {
+                writer.died(place.swap(0, Ordering::Acquire));
+            }
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        SPENT.fetch_add(clock::monotonic_ns().saturating_sub(self.entered_ns), Ordering::Relaxed);
+        HOLDER.store(0, Ordering::Release);
+    }
+}
+
+/// The thread that forks and holds the lock meanwhile, 0 for none.
+static FORKING: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes the lock for the time of a fork, unless it cannot be had.
+pub(crate) fn hold() {
+    if let Some(recorder) = enter() {
+        FORKING.store(this_thread(), Ordering::Relaxed);
+        std::mem::forget(recorder);
+    }
+}
+
+/// Ends [`hold`] in the parent.
+pub(crate) fn let_go() {
+    if FORKING.load(Ordering::Relaxed) == this_thread() {
+        FORKING.store(0, Ordering::Relaxed);
+        drop(Recorder { entered_ns: clock::monotonic_ns() });
+    }
+}
+
+/// In a forked child: forgets the parent's table and whoever held the lock, since only this thread lives on.
+pub(crate) fn begin_anew() {
+    FORKING.store(0, Ordering::Relaxed);
+    HOLDER.store(this_thread(), Ordering::Relaxed);
+    let mut recorder = Recorder { entered_ns: clock::monotonic_ns() };
+    recorder.install(None);
+    for place in &LATE_FREES {
+        place.store(0, Ordering::Relaxed);
+    }
+    CONTENDED.store(0, Ordering::Relaxed);
+    FILTER.clear();
+}

@@ -1,0 +1,308 @@
+//! What the shim calls: a request begins, is named, and ends. The current request is the value of a ContextVar, so it
+//! follows threads, greenlets and tasks as Python itself follows them.
+
+use crate::python::api::{self, Api, MethodDef, Object};
+use crate::python::{self, install};
+use crate::{clock, recorder, table};
+use leakline_table::layout::Loss;
+use leakline_table::writer::{Ending, Moment};
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+/// The ContextVar whose value is the handle of the current request.
+static CURRENT: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// The integer 0, the value of the variable when the request has ended.
+static ZERO: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// `gc.get_stats`.
+static COLLECTOR_STATS: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// When the process was last looked at, ns.
+static LAST_TICK: AtomicU64 = AtomicU64::new(0);
+/// ns between two looks.
+const TICK_NS: u64 = 1_000_000_000;
+
+/// The shim's text. It is compiled as `<leakline>`, since it lies in no file of the target's.
+const SHIM: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("../shim/leakline_shim.py"), "\0").as_bytes())
+{
+    Ok(text) => text,
+    Err(_) => panic!("the shim holds a NUL"),
+};
+
+static FUNCTIONS: [MethodDef; 7] = [
+    install::method(c"begin", begin),
+    install::method(c"end", end),
+    install::method(c"route", route),
+    install::method(c"status", status),
+    install::method(c"server", server),
+    install::method(c"failed", failed),
+    MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
+];
+
+/// Makes the variable of the current request.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
+    // SAFETY: the GIL is held. The three references are kept for good.
+    unsafe {
+        let variable = (api.context_var_new)(c"leakline_request".as_ptr(), std::ptr::null_mut());
+        let zero = (api.long_from)(0);
+        let gc = (api.import)(c"gc".as_ptr());
+        let stats = if gc.is_null() { gc } else { (api.get_attribute)(gc, c"get_stats".as_ptr()) };
+        if variable.is_null() || zero.is_null() || stats.is_null() {
+            (api.err_clear)();
+            return Err("this Python has no context variables or no collector");
+        }
+        (api.decref)(gc);
+        CURRENT.store(variable, Ordering::Relaxed);
+        ZERO.store(zero, Ordering::Relaxed);
+        COLLECTOR_STATS.store(stats, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Runs the shim, which instruments the servers that are imported and those still to come.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
+    // SAFETY: the GIL is held; references are dropped once.
+    unsafe {
+        let native = (api.module_new)(c"leakline".as_ptr());
+        if native.is_null() || (api.module_add_functions)(native, FUNCTIONS.as_ptr()) != 0 {
+            (api.err_clear)();
+            return Err("its functions could not be made known to Python");
+        }
+        let done = api.run(SHIM, c"<leakline>", c"leakline_shim", &[(c"native", native)]);
+        (api.decref)(native);
+        if done { Ok(()) } else { Err("its shim raised an exception") }
+    }
+}
+
+/// The handle of the current request, 0 where there is none.
+///
+/// # Safety
+/// The GIL of the main interpreter is held. An exception may be set: neither call looks at it or sets one.
+pub(crate) unsafe fn current(api: &Api) -> u64 {
+    let variable = CURRENT.load(Ordering::Relaxed);
+    if variable.is_null() {
+        return 0;
+    }
+    // SAFETY: the variable lives for good; its values are integers that only this file makes.
+    unsafe {
+        let mut value = std::ptr::null_mut();
+        if (api.context_var_get)(variable, std::ptr::null_mut(), &mut value) != 0 || value.is_null() {
+            return 0;
+        }
+        let handle = (api.long_as)(value);
+        // The context holds another reference, so this is never the last one.
+        (api.decref)(value);
+        handle
+    }
+}
+
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+unsafe fn set_current(api: &Api, handle: Object) {
+    // SAFETY: the variable lives for good; the token is a new reference or null.
+    unsafe {
+        let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), handle);
+        if token.is_null() {
+            (api.err_clear)();
+        } else {
+            (api.decref)(token);
+        }
+    }
+}
+
+/// The arguments of a call, N of them; `None` where it has fewer.
+///
+/// # Safety
+/// As CPython promises a METH_FASTCALL function.
+unsafe fn arguments<'a, const N: usize>(start: *const Object, count: isize) -> Option<&'a [Object; N]> {
+    // SAFETY: CPython hands over `count` arguments.
+    (count >= N as isize).then(|| unsafe { &*start.cast() })
+}
+
+/// `begin(method, path) -> handle`
+unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: called by Python code, hence with the GIL held and no exception set; so in all functions below.
+    unsafe {
+        let mut handle = 0;
+        if let Some([method, path]) = arguments(start, count) {
+            let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
+            let outer = current(api);
+            if let Some(mut recorder) = recorder::enter() {
+                if table::exists() || table::create(&mut recorder).is_ok() {
+                    if let Some(writer) = recorder.writer() {
+                        if !writer.in_flight(outer) {
+                            handle = writer.begin(method, path, clock::monotonic_ns());
+                        }
+                    }
+                }
+            }
+        }
+        let object = (api.long_from)(handle);
+        if handle != 0 && !object.is_null() {
+            set_current(api, object);
+        }
+        object
+    }
+}
+
+/// `end(handle, outcome)`
+unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([handle, outcome]) = arguments(start, count) {
+            let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
+            let now_ns = clock::monotonic_ns();
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    // The GIL is held, so that no small block is freed while it is looked at.
+                    writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record));
+                }
+            }
+            if current(api) == handle {
+                set_current(api, ZERO.load(Ordering::Relaxed));
+            }
+            if now_ns.saturating_sub(LAST_TICK.load(Ordering::Relaxed)) >= TICK_NS {
+                LAST_TICK.store(now_ns, Ordering::Relaxed);
+                tick(api);
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `route(template)`
+unsafe extern "C" fn route(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([template]) = arguments(start, count) {
+            let (handle, template) = (current(api), install::utf8(api, *template));
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    writer.route(handle, template);
+                }
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `status(handle, status)`
+unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([handle, status]) = arguments(start, count) {
+            let (handle, status) = ((api.long_as)(*handle), (api.long_as)(*status));
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    writer.status(handle, status as u32);
+                }
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `server(name)`
+unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([name]) = arguments(start, count) {
+            let name = install::utf8(api, *name);
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    writer.name_server(name);
+                }
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `failed()`: a place could not be instrumented.
+unsafe extern "C" fn failed(_module: Object, _start: *const Object, _count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    if let Some(mut recorder) = recorder::enter() {
+        if let Some(writer) = recorder.writer() {
+            writer.lose(Loss::ShimFailures);
+        }
+    }
+    // SAFETY: as in begin.
+    unsafe { api.new_none() }
+}
+
+/// Writes the state of the process down.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+unsafe fn tick(api: &Api) {
+    // SAFETY: the GIL is held.
+    let full_collections = unsafe { full_collections(api) };
+    let (rss_bytes, rss_peak_bytes) = resident_bytes();
+    let moment = Moment {
+        time_ns: clock::unix_ns(),
+        rss_bytes,
+        rss_peak_bytes,
+        full_collections,
+        agent_ns: recorder::spent_ns(),
+    };
+    if let Some(mut recorder) = recorder::enter() {
+        if let Some(writer) = recorder.writer() {
+            writer.tick(&moment);
+        }
+    }
+}
+
+/// How often the collector has gone over all generations: `gc.get_stats()[2]["collections"]`.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+unsafe fn full_collections(api: &Api) -> u64 {
+    // SAFETY: list and dict items are borrowed from `stats`, which is dropped last.
+    unsafe {
+        let stats = (api.call)(COLLECTOR_STATS.load(Ordering::Relaxed), std::ptr::null_mut());
+        if stats.is_null() {
+            (api.err_clear)();
+            return 0;
+        }
+        let mut collections = 0;
+        let oldest = (api.list_get)(stats, 2);
+        if !oldest.is_null() {
+            let number = (api.dict_get)(oldest, c"collections".as_ptr());
+            if !number.is_null() {
+                collections = (api.long_as)(number);
+            }
+        }
+        (api.decref)(stats);
+        (api.err_clear)();
+        collections
+    }
+}
+
+/// The resident set now and at its highest, bytes.
+fn resident_bytes() -> (u64, u64) {
+    let mut text = [0; 128];
+    let length = table::read_file(c"/proc/self/statm", &mut text);
+    let pages = text[..length]
+        .split(|byte| *byte == b' ')
+        .nth(1)
+        .and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<u64>().ok())
+        .unwrap_or(0);
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: zeroes are a valid rusage, which the call fills in.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let now = pages * 4096;
+    // ru_maxrss is in KiB, and in a forked child begins with the parent's.
+    (now, (usage.ru_maxrss as u64 * 1024).max(now))
+}

@@ -1,0 +1,353 @@
+//! Poisson sampling by bytes: every byte is as likely to be the one that is sampled, whatever block it lies in.
+//!
+//! A countdown is drawn from the exponential distribution with mean R; each allocation subtracts its bytes, and the one
+//! that brings it below zero is sampled. A block of z bytes is sampled with the chance p = 1 - exp(-z/R), so it stands
+//! for z / p bytes: sums of such weights are unbiased (Horvitz and Thompson 1952).
+//!
+//! R follows the budget: the time that the slow path takes is measured, and R raised or lowered until it fits.
+
+use crate::python::{self, Access, api};
+use crate::recorder::{self, Recorder};
+use crate::{clock, config, message, requests, table};
+use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
+use leakline_table::writer::{Birth, Random, Transit, Writer};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
+
+/// Bytes that are still to pass until a sample. Threads that pass at the same moment may lose each other's bytes: a
+/// little too few samples are better than a locked bus in every malloc.
+pub(crate) struct Countdown(AtomicI64);
+
+/// Never runs out.
+const FOREVER: i64 = i64::MAX;
+
+impl Countdown {
+    const fn new(left: i64) -> Self {
+        Self(AtomicI64::new(left))
+    }
+
+    /// Lets bytes pass. True where the countdown ran out.
+    #[inline(always)]
+    pub(crate) fn pass(&self, bytes: usize) -> bool {
+        let left = self.0.load(Ordering::Relaxed).wrapping_sub(bytes as i64);
+        self.0.store(left, Ordering::Relaxed);
+        left < 0
+    }
+
+    /// What is left; negative where it ran out.
+    pub(crate) fn left(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, left: i64) {
+        self.0.store(left, Ordering::Relaxed);
+    }
+}
+
+/// Counts the blocks that pymalloc serves.
+pub(crate) static SMALL: Countdown = Countdown::new(FOREVER);
+/// Counts the blocks that malloc serves.
+pub(crate) static LARGE: Countdown = Countdown::new(FOREVER);
+
+const IDLE: u8 = 0;
+const WAITING: u8 = 1;
+const ASKED: u8 = 2;
+const RUNNING: u8 = 3;
+static STATE: AtomicU8 = AtomicU8::new(IDLE);
+static EXACT: AtomicBool = AtomicBool::new(false);
+
+/// The interval to begin with, and its bounds, bytes.
+const FIRST_INTERVAL: f64 = 65536.0;
+const LEAST_INTERVAL: f64 = 4096.0;
+const MOST_INTERVAL: f64 = 67_108_864.0;
+/// How long the cost is measured before the interval follows it, ns.
+const WINDOW_NS: u64 = 250_000_000;
+/// While waiting for the interpreter: malloc's bytes between two looks whether it is there.
+const WAIT_BYTES: i64 = 16 << 10;
+
+/// What only the holder of the lock touches.
+struct Control {
+    random: Option<Random>,
+    window_began_ns: u64,
+    window_spent_ns: u64,
+    /// The least interval since the table had to thin.
+    floor: f64,
+    /// A small block that was sampled just now, and what is left of the countdown: at the next allocation it will hold
+    /// something, which is noted then.
+    unmarked: Option<(Transit, i64)>,
+}
+
+struct Shared(UnsafeCell<Control>);
+
+// SAFETY: only reached through a Recorder, of which there is one at most.
+unsafe impl Sync for Shared {}
+
+static CONTROL: Shared = Shared(UnsafeCell::new(Control {
+    random: None,
+    window_began_ns: 0,
+    window_spent_ns: 0,
+    floor: LEAST_INTERVAL,
+    unmarked: None,
+}));
+
+#[allow(clippy::mut_from_ref)]
+fn control(_held: &Recorder) -> &mut Control {
+    // SAFETY: the caller holds the lock; every use below ends before the next call.
+    unsafe { &mut *CONTROL.0.get() }
+}
+
+/// The interval of a new table, bytes.
+pub(crate) fn first_interval() -> f64 {
+    if is_exact() { 1.0 } else { FIRST_INTERVAL }
+}
+
+/// Is every block sampled?
+pub(crate) fn is_exact() -> bool {
+    EXACT.load(Ordering::Relaxed)
+}
+
+/// Waits for the interpreter to be initialised; looks from within malloc, for want of another call.
+pub(crate) fn await_interpreter() {
+    EXACT.store(config::get().is_some_and(|config| config.exact), Ordering::Relaxed);
+    STATE.store(WAITING, Ordering::Relaxed);
+    LARGE.set(WAIT_BYTES);
+}
+
+/// Begins to sample; the hooks are in place.
+pub(crate) fn start() {
+    STATE.store(RUNNING, Ordering::Relaxed);
+    SMALL.set(0);
+    LARGE.set(0);
+}
+
+/// Gives up: nothing will be sampled in this process.
+pub(crate) fn stop() {
+    STATE.store(IDLE, Ordering::Relaxed);
+    SMALL.set(FOREVER);
+    LARGE.set(FOREVER);
+}
+
+/// In a forked child: the first allocation makes a table.
+pub(crate) fn begin_anew() {
+    // SAFETY: the child has one thread, which holds the lock or will be the first to.
+    let control = unsafe { &mut *CONTROL.0.get() };
+    (control.random, control.unmarked, control.floor) = (None, None, LEAST_INTERVAL);
+    (control.window_began_ns, control.window_spent_ns) = (0, 0);
+    if STATE.load(Ordering::Relaxed) == RUNNING {
+        start();
+    }
+}
+
+/// A block of malloc's is due.
+#[cold]
+#[inline(never)]
+pub(crate) fn large(address: usize, bytes: usize) {
+    take(address, bytes, bytes, 0);
+}
+
+/// realloc of a block that is not sampled is due, by the bytes that it added.
+#[cold]
+pub(crate) fn large_growth(address: usize, added: usize, block: usize) {
+    take(address, added, block, FLAG_GROWTH);
+}
+
+/// A block of pymalloc's is due.
+#[cold]
+#[inline(never)]
+pub(crate) fn small(address: usize, bytes: usize, flags: u8) {
+    take(address, bytes, bytes, flags);
+}
+
+/// realloc of a small block that is not sampled is due, by the bytes that it added.
+#[cold]
+pub(crate) fn small_growth(address: usize, added: usize, block: usize, flags: u8) {
+    take(address, added, block, flags | FLAG_GROWTH);
+}
+
+/// The small countdown ran out, but no sample is to be taken: it is drawn anew.
+#[cold]
+pub(crate) fn pass_over(bytes: usize) {
+    if let Some(mut recorder) = recorder::enter() {
+        if !note_mark(&mut recorder, bytes) {
+            let interval = recorder.writer().map_or(FIRST_INTERVAL, |writer| writer.interval_bytes());
+            SMALL.set(draw(&recorder, interval));
+        }
+    }
+}
+
+/// Takes a sample: `bytes` of them were asked for, in a block of `block` bytes.
+fn take(address: usize, bytes: usize, block: usize, flags: u8) {
+    if STATE.load(Ordering::Relaxed) != RUNNING {
+        return look_for_interpreter();
+    }
+    let is_small = flags & leakline_table::layout::FLAG_SMALL != 0;
+    let Some(mut recorder) = recorder::enter() else { return };
+    if is_small && note_mark(&mut recorder, bytes) {
+        return;
+    }
+    let Some(api) = api::get() else { return };
+    let access = python::access(api);
+    if !table::exists() && !make_table(&mut recorder, access) {
+        return;
+    }
+    let (thread, request) = match access {
+        // SAFETY: this thread holds the GIL of the main interpreter.
+        Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
+        Access::FramesOnly(thread) => (Some(thread), 0),
+        Access::None => (None, 0),
+    };
+    follow_budget(&mut recorder);
+    let Some(writer) = recorder.writer() else { return };
+    let interval = writer.interval_bytes();
+    // SAFETY: the thread state is this thread's.
+    let stack = thread.map_or(0, |thread| unsafe { python::record_stack(writer, thread) });
+    let sample = writer.born(&Birth {
+        address: address as u64,
+        size: bytes as u64,
+        block: block as u64,
+        weight: weight(bytes as f64, interval),
+        stack,
+        request,
+        // A look at a block wants the GIL of the interpreter that may free it.
+        flags: if matches!(access, Access::Main(_)) { flags } else { flags & FLAG_GROWTH },
+    });
+    let interval_now = writer.interval_bytes();
+    if interval_now > interval {
+        control(&recorder).floor = interval_now;
+    }
+    let left = draw(&recorder, interval_now);
+    if !is_small {
+        LARGE.set(left);
+    } else if flags & FLAG_OBJECT != 0 && sample.is_some() {
+        control(&recorder).unmarked = sample.map(|sample| (sample, left));
+        SMALL.set(0);
+    } else {
+        SMALL.set(left);
+    }
+}
+
+/// At the first small allocation after a sample: the sampled object is made by now, and what it holds is noted. True
+/// where that was all that was due.
+fn note_mark(recorder: &mut Recorder, bytes: usize) -> bool {
+    let Some((sample, left)) = control(recorder).unmarked.take() else { return false };
+    if let Some(writer) = recorder.writer() {
+        // SAFETY: the GIL is held, as in every small allocation, and a sample that still stands is not freed.
+        writer.mark(sample, |record| unsafe { python::look(record) });
+    }
+    let left = left.saturating_sub(bytes as i64);
+    SMALL.set(left);
+    left >= 0
+}
+
+fn draw(recorder: &Recorder, interval: f64) -> i64 {
+    if interval <= 1.0 {
+        return 0;
+    }
+    let random = control(recorder).random.get_or_insert_with(|| Random::new(clock::unix_ns()));
+    (-random.unit().ln() * interval) as i64
+}
+
+fn weight(bytes: f64, interval: f64) -> f64 {
+    if interval <= 1.0 { bytes } else { bytes / -(-bytes / interval).exp_m1() }
+}
+
+/// Raises or lowers the interval so that the slow path takes the share of one core that it may.
+fn follow_budget(recorder: &mut Recorder) {
+    let (now, spent) = (clock::monotonic_ns(), recorder::spent_ns());
+    let control = control(recorder);
+    let window = now.saturating_sub(control.window_began_ns);
+    if window < WINDOW_NS || is_exact() {
+        return;
+    }
+    let share = spent.saturating_sub(control.window_spent_ns) as f64 / window as f64;
+    let is_first = control.window_began_ns == 0;
+    (control.window_began_ns, control.window_spent_ns) = (now, spent);
+    let (floor, budget) = (control.floor, config::get().map_or(0.005, |config| config.budget));
+    if is_first {
+        return;
+    }
+    if let Some(writer) = recorder.writer() {
+        let interval = writer.interval_bytes() * (share / budget).clamp(0.5, 8.0);
+        writer.set_interval_bytes(interval.clamp(floor, MOST_INTERVAL));
+    }
+}
+
+/// The program has a Python: has it come up? Then the agent asks it for a call in the main thread, with the GIL.
+fn look_for_interpreter() {
+    LARGE.set(WAIT_BYTES);
+    if STATE.load(Ordering::Relaxed) == WAITING && python::ask_to_install() == python::Answer::Asked {
+        STATE.store(ASKED, Ordering::Relaxed);
+    }
+}
+
+/// After a fork: makes the child's table.
+fn make_table(recorder: &mut Recorder, access: Access) -> bool {
+    if !matches!(access, Access::Main(_)) {
+        SMALL.set(WAIT_BYTES);
+        LARGE.set(WAIT_BYTES);
+        return false;
+    }
+    let made = table::create(recorder);
+    if let Err(failure) = made {
+        message::refuse(failure.what, "");
+        stop();
+    }
+    made.is_ok()
+}
+
+/// Takes a sampled block off its address, for the time of a realloc.
+pub(crate) fn depart(address: usize) -> Option<Transit> {
+    recorder::enter()?.writer()?.depart(address as u64)
+}
+
+/// realloc has moved (or left) a sampled block, which is `bytes` long now.
+pub(crate) fn arrive(transit: Transit, address: usize, bytes: usize) {
+    with_writer(|writer| {
+        let added = writer.arrive(transit, address as u64, bytes as u64);
+        if added == 0 {
+            return;
+        }
+        let Some(api) = api::get() else { return };
+        let (thread, request) = match python::access(api) {
+            // SAFETY: this thread holds the GIL of the main interpreter.
+            Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
+            Access::FramesOnly(thread) => (Some(thread), 0),
+            Access::None => (None, 0),
+        };
+        // SAFETY: the thread state is this thread's.
+        let stack = thread.map_or(0, |thread| unsafe { python::record_stack(writer, thread) });
+        writer.grown(transit, added, stack, request);
+    });
+}
+
+/// realloc has failed: the block is where and what it was.
+pub(crate) fn stay(transit: Transit, address: usize) {
+    with_writer(|writer| writer.stay(transit, address as u64));
+}
+
+/// realloc to nothing has freed the block.
+pub(crate) fn give_up(transit: Transit) {
+    with_writer(|writer| writer.give_up(transit));
+}
+
+/// Is the block at this address a sampled one of pymalloc's?
+pub(crate) fn holds_small(address: usize) -> bool {
+    recorder::enter()
+        .and_then(|mut recorder| recorder.writer().map(|writer| writer.holds_small(address as u64)))
+        .unwrap_or(false)
+}
+
+/// For what must not be lost once a block has departed: tries on, politely, where the lock is held for long.
+fn with_writer(act: impl FnOnce(&mut Writer<'static>)) {
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        if let Some(mut recorder) = recorder::enter() {
+            if let Some(writer) = recorder.writer() {
+                act(writer);
+            }
+            return;
+        }
+        // SAFETY: has no preconditions.
+        unsafe { libc::sched_yield() };
+    }
+}

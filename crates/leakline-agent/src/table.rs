@@ -1,0 +1,185 @@
+//! Makes the table file of this process and maps it.
+
+use crate::recorder::{FILTER, Recorder};
+use crate::{clock, config, python, sampler};
+use leakline_table::writer::{Origin, Writer};
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Why there is no table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    /// What could not be done.
+    pub(crate) what: &'static str,
+    /// The system's error number, 0 for none.
+    pub(crate) errno: i32,
+}
+
+/// Longest command line that is kept, bytes.
+const COMMAND_BYTES: usize = 4096;
+
+/// The process that the table belongs to, 0 for none: a vforked or cloned child that shares our memory must not write.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Does this process have a table?
+pub(crate) fn exists() -> bool {
+    OWNER.load(Ordering::Relaxed) != 0
+}
+
+/// In a forked child: the mappings were not inherited.
+pub(crate) fn forget() {
+    OWNER.store(0, Ordering::Relaxed);
+}
+
+/// Makes the table of this process, in the folder that the configuration names, and gives it to the recorder.
+pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
+    let config = config::get().ok_or(Failure { what: "LEAKLINE_TABLES is not set", errno: 0 })?;
+    let bytes = config.table_bytes.next_multiple_of(4096);
+    // SAFETY: getpid and getppid have no preconditions.
+    let (pid, parent) = unsafe { (libc::getpid() as u32, libc::getppid() as u32) };
+    let start_ticks = process_start_ticks();
+    let mut path = Text::<4096>::new();
+    path.put(config.tables.to_bytes());
+    path.put(b"/");
+    path.number(u64::from(pid));
+    path.put(b"-");
+    path.number(start_ticks);
+    path.put(b".leakline");
+    let path = path.c_str().ok_or(Failure { what: "the folder's name is too long", errno: 0 })?;
+
+    let file = map_file(path, bytes)?;
+    let private = map(-1, Writer::private_bytes(bytes))?;
+    let mut command = [0; COMMAND_BYTES];
+    let command_bytes = read_file(c"/proc/self/cmdline", &mut command);
+    let origin = Origin {
+        pid,
+        parent,
+        process_start_ticks: start_ticks,
+        now_ns: clock::unix_ns(),
+        python_version: python::version(),
+        command: &command[..command_bytes],
+        interval_bytes: sampler::first_interval(),
+    };
+    let writer = Writer::create(file, private, &FILTER, &origin)
+        .ok_or(Failure { what: "LEAKLINE_TABLE_BYTES is out of bounds", errno: 0 })?;
+    recorder.install(Some(writer));
+    OWNER.store(pid, Ordering::Relaxed);
+    Ok(())
+}
+
+/// A new file of that many bytes, mapped. All of its blocks are reserved first: writing to a mapped hole on a full disk
+/// would kill the server with SIGBUS.
+fn map_file(path: &CStr, bytes: usize) -> Result<&'static mut [u8], Failure> {
+    // SAFETY: system calls with a valid string and descriptor.
+    unsafe {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+        let file = libc::open(path.as_ptr(), flags, 0o600);
+        if file < 0 {
+            return Err(last("cannot make a file in LEAKLINE_TABLES"));
+        }
+        let reserved = libc::posix_fallocate(file, 0, bytes as libc::off_t);
+        let mapped = match reserved {
+            0 => map(file, bytes),
+            errno => Err(Failure { what: "no room for the table in LEAKLINE_TABLES", errno }),
+        };
+        libc::close(file);
+        if mapped.is_err() {
+            libc::unlink(path.as_ptr());
+        }
+        mapped
+    }
+}
+
+/// Maps a file, or zeroed memory of our own where the descriptor is -1. Forked children do not inherit the mapping.
+fn map(file: i32, bytes: usize) -> Result<&'static mut [u8], Failure> {
+    let kind = if file < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
+    // SAFETY: a new mapping that nobody else knows; it is never unmapped, so it may be called static.
+    unsafe {
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            kind | libc::MAP_NORESERVE,
+            file,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return Err(last("cannot map the table"));
+        }
+        libc::madvise(start, bytes, libc::MADV_DONTFORK);
+        Ok(std::slice::from_raw_parts_mut(start.cast(), bytes))
+    }
+}
+
+fn last(what: &'static str) -> Failure {
+    // SAFETY: the location of errno is always readable.
+    Failure { what, errno: unsafe { *libc::__errno_location() } }
+}
+
+/// Field 22 of `/proc/self/stat`, clock ticks since boot; 0 where it cannot be read.
+fn process_start_ticks() -> u64 {
+    let mut text = [0; 1024];
+    let length = read_file(c"/proc/self/stat", &mut text);
+    // The second field is the program's name in parentheses, which may hold anything; count from its end.
+    let Some(end) = text[..length].iter().rposition(|byte| *byte == b')') else { return 0 };
+    let field = text[end + 1..length].split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(19);
+    field.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// Reads the beginning of a file; 0 bytes where it cannot be read.
+pub(crate) fn read_file(path: &CStr, into: &mut [u8]) -> usize {
+    // SAFETY: system calls on a descriptor of our own and a buffer of known length.
+    unsafe {
+        let file = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if file < 0 {
+            return 0;
+        }
+        let length = libc::read(file, into.as_mut_ptr().cast(), into.len());
+        libc::close(file);
+        length.max(0) as usize
+    }
+}
+
+/// Text in a buffer of its own, for where nothing may be allocated.
+pub(crate) struct Text<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+    overflown: bool,
+}
+
+impl<const N: usize> Text<N> {
+    pub(crate) fn new() -> Self {
+        Self { bytes: [0; N], length: 0, overflown: false }
+    }
+
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        match self.bytes.get_mut(self.length..self.length + bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.length += bytes.len();
+            }
+            None => self.overflown = true,
+        }
+    }
+
+    pub(crate) fn number(&mut self, number: u64) {
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        let mut rest = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.put(&digits[at..]);
+    }
+
+    /// The text as a C string; `None` where it did not fit.
+    pub(crate) fn c_str(&mut self) -> Option<&CStr> {
+        self.put(&[0]);
+        (!self.overflown).then(|| CStr::from_bytes_until_nul(&self.bytes).ok()).flatten()
+    }
+}
