@@ -68,7 +68,10 @@ pub(super) fn is_walkable(layout: &Layout, thread: ThreadState) -> bool {
     for _ in 0..4 {
         let Some(address) = frame.filter(|address| *address != 0) else { return false };
         let Some(code) = readable_word(address + layout.frame_code) else { return false };
-        if code != 0
+        let owner = layout.frame_owner.map_or(Some(0), |owner| readable_word(address + owner));
+        let Some(owner) = owner else { return false };
+        if owner as u8 != FRAME_OWNED_BY_C
+            && code != 0
             && [layout.code_file, layout.code_function, layout.code_line_table].iter().any(|offset| {
                 // Strings and bytes are read up to their 80th byte at most before they are known to be any.
                 readable_word(code + offset).and_then(|object| readable_word(object + 72)).is_none()
