@@ -8,12 +8,12 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
     native.end(handle, outcome)            idempotent
     native.server(name)                    the first call wins
 
-None of them raises. Everything here runs inside somebody else's server, so it imports nothing that the interpreter
-has not imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
+None of them raises. Everything here runs inside somebody else's server, so it imports nothing that the server has not
+imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
 
-A server keeps the application that it serves in an attribute. We put a property in that attribute's place on the
-server's class, which hands out the instrumented application and leaves the plain one where it was. So a server that
-is running already is instrumented like one still to come, and taking the property away undoes it all.
+There are two ways to see a request. Gunicorn calls a hook before and after each one, which costs us some 2,000
+instructions; any other server we give an application that wraps its own (`serve`) and a response that wraps the
+application's (`Body`), which costs four times as much.
 """
 
 import os
@@ -23,17 +23,17 @@ OK = 0
 ERROR = 1
 
 # Where each server keeps its application, and whether it goes on reading a `wsgi.file_wrapper` after it has left the
-# request's thread, as waitress does. Gunicorn's classes are named one by one because its base class also carries
-# workers whose "application" does not speak WSGI (uvicorn's, Tornado's).
+# request's thread, as waitress does. Gunicorn's asynchronous workers are here because not all of them call the hooks,
+# and its classes are named one by one because their base class also carries workers whose "application" does not
+# speak WSGI (uvicorn's, Tornado's).
 SERVERS = {
-    "gunicorn.workers.sync": ("SyncWorker", "wsgi", False),
-    "gunicorn.workers.gthread": ("ThreadWorker", "wsgi", False),
     "gunicorn.workers.base_async": ("AsyncWorker", "wsgi", False),
     "werkzeug.serving": ("BaseWSGIServer", "app", False),
     "wsgiref.simple_server": ("WSGIServer", "application", False),
     "waitress.server": ("BaseWSGIServer", "application", True),
     "cheroot.wsgi": ("Server", "wsgi_app", False),
 }
+HOOKED_WORKERS = {"gunicorn.workers.sync": "SyncWorker", "gunicorn.workers.gthread": "ThreadWorker"}
 
 begin = native.begin
 end = native.end
@@ -47,13 +47,13 @@ def instrumented(application, files_leave_the_thread):
 
     def serve(environ, start_response):
         try:
-            path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-            if not path.isascii():
-                # WSGI hands over bytes that pose as Latin-1.
-                path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+            path = environ.get("PATH_INFO", "")
+            mount = environ.get("SCRIPT_NAME")
+            if mount:
+                path = mount + path
+            handle = begin(environ["REQUEST_METHOD"], path if path.isascii() else meant(path))
         except Exception:
-            path = ""
-        handle = begin(environ.get("REQUEST_METHOD", ""), path)
+            handle = begin("", "")
         if not handle:
             return application(environ, start_response)
 
@@ -71,33 +71,38 @@ def instrumented(application, files_leave_the_thread):
             return write
 
         try:
-            body = application(environ, respond)
+            inner = application(environ, respond)
         except BaseException:
             end(handle, ERROR)
             raise
         file_wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+        if isinstance(file_wrapper, type) and isinstance(inner, file_wrapper):
             # Servers know their own file wrapper by its type and may hand the file to the kernel, so it must go back
             # as it is.
             if files_leave_the_thread:
                 end(handle, OK)
             else:
-                end_when_closed(body, handle)
-            return body
-        return (SizedBody if hasattr(body, "__len__") else Body)(body, handle)
+                end_when_closed(inner, handle)
+            return inner
+        # An `__init__` would cost a thousand instructions more.
+        body = (SizedBody if hasattr(inner, "__len__") else Body)()
+        body._inner = inner
+        body._handle = handle
+        body._outcome = OK
+        return body
 
     return serve
+
+
+def meant(path):
+    """The path that the client meant. WSGI hands over bytes that pose as Latin-1."""
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 class Body:
     """A response's iterable, which the server closes at the request's end."""
 
     __slots__ = ("_inner", "_handle", "_outcome")
-
-    def __init__(self, inner, handle):
-        self._inner = inner
-        self._handle = handle
-        self._outcome = OK
 
     def __iter__(self):
         # Not `yield from`, which would close the inner iterable when the server drops this iterator early, and the
@@ -158,7 +163,77 @@ def end_when_closed(file, handle):
         end(handle, OK)
 
 
+def instrument_gunicorn(module):
+    """Puts a hook before and after each request, around those that the user has configured."""
+    # Gunicorn has imported it long since.
+    from urllib.parse import unquote
+
+    def add_hooks(config):
+        native.server(name_and_version("gunicorn"))
+        before, after = config.pre_request, config.post_request
+
+        def pre_request(worker, request):
+            try:
+                path = request.path
+                if not path.isascii():
+                    path = meant(path)
+                if "%" in path:
+                    path = unquote(path)
+                request._leakline_handle = begin(request.method, path)
+            except Exception:
+                pass
+            before(worker, request)
+
+        def post_request(worker, request, environ, response):
+            # Gunicorn calls us in a `finally`.
+            error = sys.exc_info()[1]
+            try:
+                after(worker, request, environ, response)
+            finally:
+                handle = getattr(request, "_leakline_handle", 0)
+                if handle:
+                    if error is not None:
+                        end(handle, OK if client_is_gone(error) else ERROR)
+                    elif response is not None and (response.status or "") >= "5":
+                        end(handle, ERROR)
+                    else:
+                        end(handle, OK)
+
+        config.set("pre_request", pre_request)
+        config.set("post_request", post_request)
+
+    worker_class = getattr(module, HOOKED_WORKERS[module.__name__])
+    original = worker_class.load_wsgi
+
+    def load_wsgi(self):
+        original(self)
+        try:
+            add_hooks(self.cfg)
+        except Exception as error:
+            failed[module.__name__] = repr(error)
+
+    worker_class.load_wsgi = load_wsgi
+
+
+def client_is_gone(error):
+    """Whether the server raised `error` when it wrote to the client, as opposed to an application that has trouble
+    with a file or a connection of its own."""
+    if not isinstance(error, OSError):
+        return False
+    raiser = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__") or ""
+        if module not in ("socket", "ssl"):
+            raiser = module
+        trace = trace.tb_next
+    return raiser.startswith("gunicorn.")
+
+
 def instrument_server(module):
+    """Puts a property in the place of the attribute that holds the application. It hands out the instrumented one and
+    leaves the plain one where it was, so a server that is running already is instrumented like one still to come, and
+    taking the property away undoes it all."""
     class_name, attribute, files_leave_the_thread = SERVERS[module.__name__]
     shadow = "_leakline_" + attribute
 
@@ -206,8 +281,13 @@ def instrument_werkzeug_routing(module):
     adapter = module.MapAdapter
     original = adapter.match
 
-    def match(self, path_info=None, method=None, return_rule=False, *args, **kwargs):
-        rule, values = original(self, path_info, method, True, *args, **kwargs)
+    # The parameters are spelled out because passing on `*args` costs twice the call. Werkzeug 0.16 and older have no
+    # `websocket`.
+    def match(self, path_info=None, method=None, return_rule=False, query_args=None, websocket=None):
+        if websocket is None:
+            rule, values = original(self, path_info, method, True, query_args)
+        else:
+            rule, values = original(self, path_info, method, True, query_args, websocket)
         # Whoever passes a path asks about that path, not about the request.
         if path_info is None:
             native.route(self.script_name[:-1] + rule.rule)
@@ -235,6 +315,7 @@ def instrument_django(module):
 
 
 INSTRUMENTS = dict.fromkeys(SERVERS, instrument_server)
+INSTRUMENTS.update(dict.fromkeys(HOOKED_WORKERS, instrument_gunicorn))
 INSTRUMENTS["werkzeug.routing"] = instrument_werkzeug_routing
 INSTRUMENTS["django.core.handlers.base"] = instrument_django
 
