@@ -110,6 +110,12 @@ impl Recorder {
         unsafe { *WRITER.0.get() = writer }
     }
 
+    /// Ends the recording: the table stays as it is, and frees are no longer looked at.
+    pub(crate) fn close(&mut self) {
+        self.install(None);
+        FILTER.clear();
+    }
+
     fn catch_up(&mut self) {
         let contended = CONTENDED.swap(0, Ordering::Relaxed);
         let Some(writer) = self.writer() else { return };

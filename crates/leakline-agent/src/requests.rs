@@ -3,7 +3,7 @@
 
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, install};
-use crate::{clock, recorder, table};
+use crate::{clock, recorder, sampler, table};
 use leakline_table::layout::Loss;
 use leakline_table::writer::{Ending, Moment};
 use std::ffi::CStr;
@@ -27,13 +27,17 @@ const SHIM: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("../shi
     Err(_) => panic!("the shim holds a NUL"),
 };
 
-static FUNCTIONS: [MethodDef; 7] = [
+/// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
+const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
+
+static FUNCTIONS: [MethodDef; 8] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
     install::method(c"status", status),
     install::method(c"server", server),
     install::method(c"failed", failed),
+    install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
 ];
 
@@ -72,8 +76,14 @@ pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
             (api.err_clear)();
             return Err("its functions could not be made known to Python");
         }
-        let done = api.run(SHIM, c"<leakline>", c"leakline_shim", &[(c"native", native)]);
-        (api.decref)(native);
+        let leave = (api.get_attribute)(native, c"leave".as_ptr());
+        let done = !leave.is_null()
+            && api.run(SHIM, c"<leakline>", c"leakline_shim", &[(c"native", native)])
+            && api.run(AT_EXIT, c"<leakline>", c"leakline_shim", &[(c"leave", leave)]);
+        for object in [native, leave].into_iter().filter(|object| !object.is_null()) {
+            (api.decref)(object);
+        }
+        (api.err_clear)();
         if done { Ok(()) } else { Err("its shim raised an exception") }
     }
 }
@@ -237,6 +247,20 @@ unsafe extern "C" fn failed(_module: Object, _start: *const Object, _count: isiz
     }
     // SAFETY: as in begin.
     unsafe { api.new_none() }
+}
+
+/// `leave()`: the interpreter ends.
+unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        tick(api);
+        sampler::stop();
+        if let Some(mut recorder) = recorder::enter() {
+            recorder.close();
+        }
+        api.new_none()
+    }
 }
 
 /// Writes the state of the process down.
