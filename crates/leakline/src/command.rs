@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::runs::Runs;
 
 mod demo;
+mod doctor;
 mod drive;
 mod list;
 mod report;
@@ -64,6 +65,7 @@ enum Command {
     Run(run::Run),
     Report(report::Report),
     List(list::List),
+    Doctor(doctor::Doctor),
     Drive(drive::Drive),
     Demo(demo::Demo),
 }
@@ -75,6 +77,7 @@ impl Arguments {
             Command::Run(run) => run.carry_out(&self.global),
             Command::Report(report) => report.carry_out(&self.global),
             Command::List(list) => list.carry_out(&self.global),
+            Command::Doctor(doctor) => doctor.carry_out(&self.global),
             Command::Drive(drive) => drive.carry_out(&self.global),
             Command::Demo(demo) => demo.carry_out(&self.global),
         }

@@ -3,3 +3,4 @@ pub mod agent;
 pub mod launch;
 pub mod limit;
 pub mod process;
+pub mod python;

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::reader;
 use crate::runs::{Run as Recorded, Runs, TableFile};
 use crate::target::agent::Source;
-use crate::target::launch::{self, Ended, Server};
+use crate::target::launch::{Ended, Recording, Server};
 use crate::target::limit;
 use crate::target::process::Identity;
 
@@ -52,22 +52,17 @@ impl Run {
         let runs = Runs::create(&global.dir())?;
         runs.prune(self.keep as usize - 1);
         let agent = Source::find()?.install(runs.dir())?;
-        let preload = launch::preload(&agent, std::env::var_os("LD_PRELOAD"))?;
-
         let argv = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let mut run = runs.begin(argv, limit::of(std::process::id()))?;
-        let mut environment = vec![
-            ("LD_PRELOAD", preload),
-            ("LEAKLINE_RUN", run.name().into()),
-            ("LEAKLINE_TABLES", run.folder.clone().into()),
-            ("LEAKLINE_TABLE_BYTES", (self.table << 20).to_string().into()),
-            ("LEAKLINE_BUDGET", (self.budget / 100.0).to_string().into()),
-        ];
-        if self.exact {
-            environment.push(("LEAKLINE_EXACT", "1".into()));
-        }
-
-        let server = match Server::start(&self.command, &environment) {
+        let recording = Recording {
+            agent,
+            tables: run.folder.clone(),
+            table_bytes: self.table << 20,
+            budget: self.budget / 100.0,
+            exact: self.exact,
+        };
+        let started = recording.environment().and_then(|environment| Server::start(&self.command, &environment));
+        let server = match started {
             Ok(server) => server,
             Err(failure) => {
                 run.delete();

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -30,9 +30,42 @@ const FORWARDED: [Signal; 10] = [
     Signal::SIGALRM,
 ];
 
+/// What the agent is told: how to record, and where to.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    /// The agent's file.
+    pub agent: PathBuf,
+    /// The run's folder, in which each process makes its table.
+    pub tables: PathBuf,
+    /// Bytes of a table.
+    pub table_bytes: u64,
+    /// The share of one core that recording may take.
+    pub budget: f64,
+    /// Record every allocation instead of a sample.
+    pub exact: bool,
+}
+
+impl Recording {
+    /// The environment variables that say so, for a server that would otherwise be started with ours.
+    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>, Failure> {
+        let run = self.tables.file_name().unwrap_or_default();
+        let mut variables = vec![
+            ("LD_PRELOAD", preload(&self.agent, std::env::var_os("LD_PRELOAD"))?),
+            ("LEAKLINE_RUN", run.to_owned()),
+            ("LEAKLINE_TABLES", self.tables.clone().into()),
+            ("LEAKLINE_TABLE_BYTES", self.table_bytes.to_string().into()),
+            ("LEAKLINE_BUDGET", self.budget.to_string().into()),
+        ];
+        if self.exact {
+            variables.push(("LEAKLINE_EXACT", "1".into()));
+        }
+        Ok(variables)
+    }
+}
+
 /// The value of `LD_PRELOAD` that loads `agent` before what is preloaded already. The loader splits it at spaces and
 /// colons and knows no quotes, so there are paths that it can't be given.
-pub fn preload(agent: &Path, present: Option<OsString>) -> Result<OsString, Failure> {
+fn preload(agent: &Path, present: Option<OsString>) -> Result<OsString, Failure> {
     if agent.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
         return Err(Failure::new(
             Exit::Error,
