@@ -19,7 +19,7 @@ pub const FEWEST_SURVIVORS: f64 = 8.0;
 /// Nor are survivors of fewer requests.
 pub const FEWEST_REQUESTS: usize = 10;
 /// A finding is wrong with at most this probability, given the mildest healthy trend, over all groups looked at.
-pub const ERROR: f64 = 0.01;
+pub const ERROR: f64 = 0.02;
 
 /// A true leak may be this many standard deviations off the even spread: 3 leaves out 0.3 % of leaks.
 const TOLERANCE: f64 = 3.0;
@@ -166,13 +166,13 @@ const EVEN_DEVIATION: f64 = 0.288_675_134_594_812_9;
 /// bigger than that. So is one that holds 64 MiB, and a list that grows by realloc over many requests is no cache of
 /// entries at all. Before that, patience: the ages must speak against the milder trend too.
 fn mildest_trend(longest: f64, bytes: f64, grown: f64) -> f64 {
-    const IMPATIENT: f64 = 3.0;
+    const IMPATIENT: f64 = 3.5;
     const PATIENT: f64 = 1.5;
     if bytes >= 64.0 * 1024.0 * 1024.0 || grown >= 0.5 {
         return IMPATIENT;
     }
     let experience = ((longest / 1_000.0).ln() / 16.0_f64.ln()).clamp(0.0, 1.0);
-    PATIENT + (IMPATIENT - PATIENT) * experience
+    PATIENT + (IMPATIENT - PATIENT) * experience * experience
 }
 
 /// How far the mean age under a trend k is off the middle, and the standard deviation of an age: those of the

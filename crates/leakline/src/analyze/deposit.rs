@@ -39,6 +39,16 @@ pub enum Source {
     Outside,
 }
 
+impl Source {
+    /// The route, where there is one.
+    pub fn route(&self) -> Option<RouteIndex> {
+        match *self {
+            Self::Route(route, _) => Some(route),
+            Self::Outside => None,
+        }
+    }
+}
+
 /// Where a stack allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
@@ -108,13 +118,13 @@ pub struct Deposits {
     /// Lines, as (file, function, line) of some worker's stack.
     pub frames: Vec<Frame>,
     /// What each worker's sources have done.
-    pub histories: HashMap<(usize, Source), History>,
+    pub histories: BTreeMap<(usize, Source), History>,
 }
 
 impl Deposits {
     /// Makes the deposits of all workers.
     pub fn of(evidence: &Evidence) -> Self {
-        let mut ledger = Self { all: vec![], routes: vec![], frames: vec![], histories: HashMap::new() };
+        let mut ledger = Self { all: vec![], routes: vec![], frames: vec![], histories: BTreeMap::new() };
         let places = ledger.places(evidence);
         for (index, worker) in evidence.workers.iter().enumerate() {
             let routes = ledger.routes_of(worker);
@@ -123,6 +133,9 @@ impl Deposits {
             let risers = Treads::of(worker, &owned);
             for sample in &worker.samples {
                 let Some((source, ordinal)) = owned(sample) else { continue };
+                if !(sample.weight.is_finite() && sample.weight > 0.0) {
+                    continue;
+                }
                 let place = sample.stack.and_then(|stack| *places[index].get(stack.0 as usize)?);
                 let taken = (sample.size as f64 / sample.weight).min(1.0);
                 let (to, noise) = match sample.growth {
@@ -146,6 +159,17 @@ impl Deposits {
         }
         ledger.settle_recycled();
         ledger
+    }
+
+    /// Requests of some sources, over all workers.
+    pub fn requests_of(&self, belongs: impl Fn(&Source) -> bool) -> u64 {
+        self.histories.iter().filter(|((_, source), _)| belongs(source)).map(|(_, history)| history.requests).sum()
+    }
+
+    /// How many outcomes the requests of a route have had.
+    pub fn outcomes(&self, route: RouteIndex) -> usize {
+        let had = |outcome: &Outcome| self.requests_of(|source| *source == Source::Route(route, *outcome)) > 0;
+        Outcome::ALL.iter().filter(|outcome| had(outcome)).count()
     }
 
     /// The places of every stack of every worker.

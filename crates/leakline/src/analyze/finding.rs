@@ -1,10 +1,11 @@
 //! Turns the groups that only a leak explains into findings, those that cost most first.
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::decision::{ERROR, Garbage};
 use super::deposit::{Deposit, Deposits, FunctionId, LineId, Place, Source};
 use super::evidence::{Evidence, Frame, Outcome};
-use super::group::{Group, Pool, groups, outcomes};
+use super::group::{Group, Pool, Scope, groups};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
@@ -48,8 +49,8 @@ pub struct Finding {
     pub kind: Kind,
     /// Who allocates.
     pub origin: Origin,
-    /// The route whose requests leak; `None` for what runs outside of requests.
-    pub route: Option<String>,
+    /// The routes whose requests leak, the busiest first; none for what runs outside of requests.
+    pub routes: Vec<String>,
     /// The only outcome that leaks; `None` where all do, as far as one can tell.
     pub outcome: Option<Outcome>,
     /// Bytes per request of that route and outcome.
@@ -109,13 +110,25 @@ pub fn findings(evidence: &Evidence) -> Analysis {
     }
 }
 
-/// One group for each leak: the groups come in the order of preference, and each that repeats one before it is left out.
-/// Functions are preferred to their lines, all outcomes together to one of them, and a whole route only speaks where
-/// none of its functions does.
+/// One group for each leak. Groups come in the order of preference: functions before their lines, all outcomes before
+/// one of them, a whole route only where none of its functions speaks.
 fn without_repeats<'a>(leaks: &[&'a Group]) -> Vec<&'a Group> {
     let mut chosen: Vec<&Group> = vec![];
-    for group in leaks {
+    let (shared, others): (Vec<&Group>, Vec<&Group>) = leaks.iter().partition(|group| group.key.scope == Scope::Shared);
+    for group in others {
         if !chosen.iter().any(|known| repeats(group, known)) {
+            chosen.push(group);
+        }
+    }
+    // Routes that share a function are told together where none of them leaks enough to be seen by itself, or where
+    // several do at rates that may be the same. One route alone is told alone: that others share it proves nothing.
+    for group in shared {
+        let alone: Vec<&Group> =
+            chosen.iter().filter(|known| function_of(known) == function_of(group)).copied().collect();
+        let lowest = alone.iter().map(|known| known.rate.high).fold(f64::INFINITY, f64::min);
+        let highest = alone.iter().map(|known| known.rate.low).fold(0.0, f64::max);
+        if alone.len() != 1 && highest <= lowest {
+            chosen.retain(|known| function_of(known) != function_of(group) || known.key.scope == Scope::Outside);
             chosen.push(group);
         }
     }
@@ -130,19 +143,26 @@ fn repeats(group: &Group, known: &Group) -> bool {
         (Pool::Route, _) => true,
         (one, other) => one == other,
     };
-    known.key.route == group.key.route && shares_outcome && shares_pool
+    known.key.scope == group.key.scope && shares_outcome && shares_pool
+}
+
+fn function_of(group: &Group) -> Option<FunctionId> {
+    match group.key.pool {
+        Pool::Function(function) | Pool::Site(function, _) => Some(function),
+        Pool::Route => None,
+    }
 }
 
 fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: usize) -> Finding {
     let (outcome, rate) = leaking_outcome(deposits, group);
-    let is_leaking = |source: Source| match source {
-        Source::Route(route, how) => group.key.route == Some(route) && outcome.is_none_or(|only| only == how),
-        Source::Outside => group.key.route.is_none(),
+    let is_leaking = |source: &Source| {
+        let fits = |only| matches!(*source, Source::Route(_, how) if how == only);
+        group.sources.contains(source) && outcome.is_none_or(fits)
     };
     let members = group.members.iter().map(|&member| &deposits.all[member]);
-    let members: Vec<&Deposit> = members.filter(|deposit| is_leaking(deposit.source)).collect();
+    let members: Vec<&Deposit> = members.filter(|deposit| is_leaking(&deposit.source)).collect();
     let live_bytes = bytes(&members);
-    let function = function(group, &members);
+    let function = named_function(group, &members);
     let places = || members.iter().filter_map(|deposit| Some((deposit.place?, deposit.bytes)));
     let of_function = || places().filter(|(place, _)| Some(place.function) == function);
 
@@ -154,18 +174,20 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
     let frames = |place: Place| evidence.workers[place.stack.0].stacks[place.stack.1 as usize].clone();
 
     let most = if group.shape.garbage == Garbage::Survived { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
-    let requests = deposits.histories.iter().filter(|((_, source), _)| is_leaking(*source));
+    let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
+    routes.dedup();
+    routes.sort_by_cached_key(|route| Reverse(deposits.requests_of(|source| source.route() == Some(*route))));
     Finding {
         kind: Kind::Leak,
         origin: Origin::Python,
-        route: group.key.route.map(|route| deposits.routes[route.0].clone()),
+        routes: routes.into_iter().map(|route| deposits.routes[route.0].clone()).collect(),
         outcome,
         rate,
         live_bytes,
         confidence: (1.0 - group.shape.doubt() * looked_at as f64).clamp(0.0, most),
         garbage: group.shape.garbage,
         samples: members.len(),
-        requests: requests.map(|(_, history)| history.requests).sum(),
+        requests: deposits.requests_of(is_leaking),
         site: site.map(frame),
         application: stack.and_then(|place| place.application).map(frame),
         stack: stack.map_or(vec![], frames),
@@ -179,15 +201,12 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
 }
 
 /// The function that a group stands for: that of a whole route is the one that carries most of it, if one does.
-fn function(group: &Group, members: &[&Deposit]) -> Option<FunctionId> {
-    match group.key.pool {
-        Pool::Function(function) | Pool::Site(function, _) => Some(function),
-        Pool::Route => {
-            let of_place = |deposit: &&Deposit| Some((deposit.place?.function, deposit.bytes));
-            let functions = largest_first(members.iter().filter_map(of_place));
-            functions.first().filter(|(_, most)| *most >= bytes(members) * DOMINANT).map(|&(function, _)| function)
-        }
-    }
+fn named_function(group: &Group, members: &[&Deposit]) -> Option<FunctionId> {
+    function_of(group).or_else(|| {
+        let of_place = |deposit: &&Deposit| Some((deposit.place?.function, deposit.bytes));
+        let functions = largest_first(members.iter().filter_map(of_place));
+        functions.first().filter(|(_, most)| *most >= bytes(members) * DOMINANT).map(|&(function, _)| function)
+    })
 }
 
 fn bytes(deposits: &[&Deposit]) -> f64 {
@@ -208,10 +227,7 @@ fn largest_first<Key: Ord>(bytes: impl Iterator<Item = (Key, f64)>) -> Vec<(Key,
 /// The outcome that leaks more than all others for sure, with its rate; no single one where several do, or where there
 /// is nothing to tell them by.
 fn leaking_outcome(deposits: &Deposits, group: &Group) -> (Option<Outcome>, Rate) {
-    let known = match group.key.route {
-        Some(route) => outcomes(deposits, route),
-        None => vec![],
-    };
+    let known = group.outcomes(deposits);
     if group.key.outcome.is_some() || known.len() < 2 {
         return (group.key.outcome, group.rate);
     }

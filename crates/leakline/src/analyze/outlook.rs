@@ -25,7 +25,7 @@ pub fn span(evidence: &Evidence) -> Option<Span> {
 pub fn limit_reached_in(
     evidence: &Evidence,
     deposits: &Deposits,
-    is_leaking: impl Fn(Source) -> bool,
+    is_leaking: impl Fn(&Source) -> bool,
     bytes: f64,
 ) -> Option<f64> {
     let living = || evidence.workers.iter().enumerate().filter(|(_, worker)| worker.alive);
@@ -33,7 +33,7 @@ pub fn limit_reached_in(
     let used: u64 = living().map(|(_, worker)| worker.rss_bytes).sum();
     let leaking_per_second: f64 = living()
         .map(|(index, worker)| {
-            let histories = deposits.histories.iter().filter(|((of, source), _)| *of == index && is_leaking(*source));
+            let histories = deposits.histories.iter().filter(|((of, source), _)| *of == index && is_leaking(source));
             let leaking: u64 = histories.map(|(_, history)| history.requests).sum();
             requests_per_second(worker) * leaking as f64 / worker.requests.max(1) as f64
         })

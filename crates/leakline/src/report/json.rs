@@ -110,8 +110,10 @@ pub struct Finding {
     pub kind: &'static str,
     /// `python`
     pub origin: &'static str,
-    /// `GET /data/<id>`; null for what runs outside of requests.
+    /// `GET /data/<id>`; null for several routes, and for what runs outside of requests.
     pub route: Option<String>,
+    /// All routes whose requests leak, the busiest first; empty for what runs outside of requests.
+    pub routes: Vec<String>,
     /// `any`, `ok`, `error` or `aborted`.
     pub outcome: &'static str,
     /// `any`
@@ -299,7 +301,8 @@ fn finding(finding: &analyze::Finding) -> Finding {
         origin: match finding.origin {
             Origin::Python => "python",
         },
-        route: finding.route.clone(),
+        route: Some(&finding.routes).filter(|routes| routes.len() == 1).map(|routes| routes[0].clone()),
+        routes: finding.routes.clone(),
         outcome: match finding.outcome {
             None => "any",
             Some(Outcome::Ok) => "ok",
@@ -341,17 +344,21 @@ fn library(file: &str) -> Option<String> {
 }
 
 fn summary(finding: &analyze::Finding) -> String {
-    let who = match (&finding.route, finding.outcome) {
-        (Some(route), None) => format!("every request of {route}"),
-        (Some(route), Some(Outcome::Ok)) => format!("every request of {route} that succeeds"),
-        (Some(route), Some(Outcome::Error)) => format!("every request of {route} that fails"),
-        (Some(route), Some(Outcome::Aborted)) => format!("every request of {route} whose client goes away"),
-        (None, _) => "work outside of requests".to_owned(),
+    let condition = match finding.outcome {
+        None => "",
+        Some(Outcome::Ok) => " that succeeds",
+        Some(Outcome::Error) => " that fails",
+        Some(Outcome::Aborted) => " whose client goes away",
+    };
+    let who = match &finding.routes[..] {
+        [] => "work outside of requests".to_owned(),
+        [route] => format!("every request of {route}{condition}"),
+        [busiest, others @ ..] => format!("every request of {busiest} and {} other routes{condition}", others.len()),
     };
     let bytes = super::text::size(finding.rate.bytes);
     let line = finding.application.as_ref().or(finding.site.as_ref());
     let place = line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function));
-    let per = if finding.route.is_none() { " per request served" } else { "" };
+    let per = if finding.routes.is_empty() { " per request served" } else { "" };
     let mut sentence = format!("{who} leaves {bytes}{per} behind{place}");
     sentence[..1].make_ascii_uppercase();
     sentence + "."

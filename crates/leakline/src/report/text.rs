@@ -94,8 +94,14 @@ impl Page<'_> {
 
     fn finding(&mut self, report: &Report, finding: &Finding) -> fmt::Result {
         let verdict = self.styled(AnsiColor::Red.on_default().bold(), &finding.kind.to_uppercase());
-        let route = finding.route.as_deref().map_or("outside of requests".to_owned(), clean);
-        let route = self.strong(&shorten(&route, NAME));
+        let route = match &finding.routes[..] {
+            [] => "what runs outside of requests".to_owned(),
+            [route] => shorten(&clean(route), NAME),
+            [busiest, others @ ..] => {
+                format!("{} and {} more", shorten(&clean(busiest), NAME), plural(others.len() as u64, "route"))
+            }
+        };
+        let route = self.strong(&route);
         let rate = self.strong(&format!("{} per request", size(finding.bytes_per_request)));
         let condition = match finding.outcome {
             "ok" => ", only when it succeeds",

@@ -3,13 +3,16 @@
 //!
 //! `cargo test -p leakline --release --test decision -- --ignored --nocapture rates`
 mod apps;
+mod print;
 mod simulator;
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 
 use apps::{AppendsTo, Drops, Endpoint, Expires, Handler, Hoards, Keeps, LruCache, Once, Replaces, Sawtooth, drive};
 use fastrand::Rng;
-use leakline::analyze::evidence::Evidence;
+use leakline::analyze::decision::Garbage;
+use leakline::analyze::evidence::{Evidence, Outcome, Owner, RouteId, Settled, StackId};
 use leakline::analyze::{Analysis, Finding, findings};
 use simulator::Server;
 
@@ -21,7 +24,7 @@ fn analyze(server: Server) -> Analysis {
 
 fn names(finding: &Finding, route: &str, file: &str) -> bool {
     let application = finding.application.as_ref();
-    finding.route.as_deref() == Some(route) && application.is_some_and(|line| line.file.ends_with(file))
+    finding.routes == [route] && application.is_some_and(|line| line.file.ends_with(file))
 }
 
 /// Ordinary company for a leak, and the whole of a healthy server: routes that warm up, cache, expire and replace, and
@@ -41,12 +44,12 @@ fn healthy_endpoints(server: &mut Server, requests: u64) -> Vec<Endpoint> {
     endpoints
 }
 
-/// One healthy use of memory by a route that answers `requests` requests: of a size that a fifth of them fills.
+/// One healthy use of memory by a route that answers `requests` requests: of a size that a third of them fills at most.
 fn healthy_handler(server: &mut Server, number: usize, requests: f64) -> Box<dyn Handler> {
     let library = if server.rng.bool() { "lib/cache.py" } else { "" };
     let line = server.line(&format!("healthy{number}.py"), number as u32 + 1, library);
     let size = 2f64.powf(5.0 + server.rng.f64() * 10.0) as u64;
-    let scale = (requests * 0.2 * 10f64.powf(-2.0 * server.rng.f64())).max(4.0) as usize;
+    let scale = (requests * 0.33 * 10f64.powf(-2.0 * server.rng.f64())).max(4.0) as usize;
     match server.rng.u32(0..7) {
         0 => Box::new(LruCache::new(line, scale as u64, scale, size)),
         1 => Box::new(LruCache::new(line, 3 * scale as u64, scale, size)),
@@ -143,6 +146,200 @@ fn a_list_that_only_grows_is_named_within_500_requests() {
     }
 }
 
+#[test]
+fn a_slow_leak_in_a_library_is_named_within_20_000_requests() {
+    for seed in 0..5 {
+        let analysis = slow_timer(seed, 24.0 * KB, 20_000);
+        let [finding] = &analysis.findings[..] else { panic!("seed {seed}: {analysis:?}") };
+        assert!(names(finding, "GET /tickets/<int:number>", "app.py"), "{finding:?}");
+        let sites: Vec<&str> = finding.sites.iter().map(|share| share.site.file.as_str()).collect();
+        assert!(sites[0].ends_with("codetiming/_timer.py") && sites[1].ends_with("codetiming/_timers.py"), "{sites:?}");
+        assert!(finding.limit_reached_in_seconds.is_some());
+    }
+}
+
+#[test]
+fn what_a_free_list_hands_over_is_put_on_the_route_that_keeps_it() {
+    let analysis = recycled(1, 32.0 * KB, 4_000);
+    let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
+    assert!(names(finding, "GET /report", "ledger.py"), "{finding:?}");
+    let exact = 140.0 * 288.0 * finding.requests as f64;
+    assert!((finding.live_bytes / exact - 1.0).abs() < 0.1, "{finding:?} for {exact}");
+}
+
+#[test]
+fn a_leak_of_failing_requests_is_told_from_the_others() {
+    let mut server = Server::new(5, 32.0 * KB);
+    let line = server.line("pdf.py", 20, "");
+    let mut endpoint = Endpoint::new(&mut server, "POST /pdf", 1.0, vec![]);
+    endpoint.errors = 0.05;
+    endpoint.on_error = vec![Box::new(Keeps { lines: vec![(line, 200_000)], one_in: 1 })];
+    drive(&mut server, &mut [endpoint], 2_000);
+    let analysis = analyze(server);
+    let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
+    assert_eq!(finding.outcome, Some(Outcome::Error));
+    assert!(finding.rate.low < 200_000.0 && 200_000.0 < finding.rate.high, "{finding:?}");
+}
+
+#[test]
+fn workers_that_are_restarted_neither_hide_a_leak_nor_fake_one() {
+    let pool = |leaks: bool| {
+        let worker = |seed| {
+            let mut server = Server::new(seed, 64.0 * KB);
+            let line = server.line("views.py", 4, "");
+            let handler: Box<dyn Handler> = match leaks {
+                true => Box::new(Keeps { lines: vec![(line, 20_000)], one_in: 1 }),
+                false => Box::new(LruCache::new(line, 60, 60, 20_000)),
+            };
+            let mut endpoints = vec![Endpoint::new(&mut server, "GET /", 1.0, vec![handler])];
+            drive(&mut server, &mut endpoints, 300);
+            server.worker()
+        };
+        findings(&Evidence { workers: (0..8).map(worker).collect() }).findings
+    };
+    let found = pool(true);
+    assert!(found.len() == 1 && names(&found[0], "GET /", "views.py"), "{found:?}");
+    assert_eq!(pool(false), []);
+}
+
+#[test]
+fn a_leak_that_all_routes_share_is_told_once() {
+    let mut server = Server::new(9, 64.0 * KB);
+    let line = server.line("middleware.py", 11, "");
+    let mut endpoints: Vec<Endpoint> = (0..12)
+        .map(|route| {
+            let keeps: Box<dyn Handler> = Box::new(Keeps { lines: vec![(line, 500)], one_in: 1 });
+            Endpoint::new(&mut server, &format!("GET /{route}"), 1.0, vec![keeps])
+        })
+        .collect();
+    drive(&mut server, &mut endpoints, 40_000);
+    let analysis = analyze(server);
+    let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
+    assert_eq!(finding.routes.len(), 12);
+    assert!(finding.application.as_ref().is_some_and(|line| line.file == "/srv/middleware.py"));
+}
+
+#[test]
+fn growth_outside_of_requests_is_found_without_a_route() {
+    let mut server = Server::new(2, 32.0 * KB);
+    let line = server.line("metrics.py", 8, "");
+    let route = server.route("GET /");
+    for _ in 0..3_000 {
+        server.serve(route, Outcome::Ok, |_| {});
+        server.allocate(line, 5_000);
+    }
+    let analysis = analyze(server);
+    let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
+    assert!(finding.routes.is_empty() && finding.rate.low < 5_000.0 && 5_000.0 < finding.rate.high, "{finding:?}");
+}
+
+#[test]
+fn growth_that_no_collection_has_passed_over_is_reported_with_less_confidence() {
+    let leak = |collects: bool| {
+        let mut server = Server::new(4, 32.0 * KB);
+        let line = server.line("views.py", 4, "");
+        let keeps: Box<dyn Handler> = Box::new(Keeps { lines: vec![(line, 5_000)], one_in: 1 });
+        let mut endpoints = vec![Endpoint::new(&mut server, "GET /", 1.0, vec![keeps])];
+        drive(&mut server, &mut endpoints, 3_000);
+        if collects {
+            server.collected();
+        }
+        drive(&mut server, &mut endpoints, 1_000);
+        analyze(server).findings.remove(0)
+    };
+    assert!(leak(true).confidence > 0.95 && leak(true).garbage == Garbage::Survived);
+    assert!(leak(false).confidence <= 0.9 && leak(false).garbage == Garbage::Untested);
+}
+
+/// The collector runs after a fifth of the history and never again: what follows is as even as a leak, but nothing is
+/// left from before.
+#[test]
+fn garbage_that_was_collected_once_is_no_leak() {
+    let mut server = Server::new(6, 16.0 * KB);
+    let line = server.line("tree.py", 4, "");
+    let sawtooth = Sawtooth { line, size: 5_000, period: 300, is_garbage: true, served: 0, kept: vec![] };
+    let keeps = Keeps { lines: vec![(line, 5_000)], one_in: 1 };
+    let mut endpoints = vec![Endpoint::new(&mut server, "GET /tree", 1.0, vec![Box::new(sawtooth)])];
+    drive(&mut server, &mut endpoints, 300);
+    endpoints[0].handlers = vec![Box::new(keeps)];
+    drive(&mut server, &mut endpoints, 1_200);
+    assert_eq!(analyze(server).findings, []);
+}
+
+/// At a true rate of one false alarm in a thousand histories, these hundred would see one once in ten seeds: the seeds
+/// are fixed, so the test says that a change has not made it worse by much; `rates` measures how bad it is.
+#[test]
+fn healthy_servers_are_left_in_peace() {
+    for seed in 100_000..100_100 {
+        let analysis = healthy_history(seed);
+        assert_eq!(analysis.findings, [], "seed {seed}");
+    }
+}
+
+/// A 95 % interval that missed the truth in more than 12 of 100 cases would do so by chance once in a thousand times.
+#[test]
+fn the_interval_holds_the_true_rate() {
+    let (mut inside, mut found) = (0, 0);
+    for seed in 0..100 {
+        let mut server = Server::new(seed, 64.0 * KB);
+        let line = server.line("leak.py", 7, "");
+        let keeps: Box<dyn Handler> = Box::new(Keeps { lines: vec![(line, 3_000)], one_in: 1 });
+        let mut endpoints = vec![Endpoint::new(&mut server, "GET /", 1.0, vec![keeps])];
+        drive(&mut server, &mut endpoints, 4_000);
+        for finding in analyze(server).findings {
+            found += 1;
+            inside += usize::from(finding.rate.low <= 3_000.0 && 3_000.0 <= finding.rate.high);
+        }
+    }
+    assert!(found >= 95 && found - inside <= 12, "{inside} of {found}");
+}
+
+#[test]
+fn evidence_that_makes_no_sense_is_survived() {
+    let mut server = Server::new(8, 16.0 * KB);
+    let mut endpoints = healthy_endpoints(&mut server, 300);
+    drive(&mut server, &mut endpoints, 300);
+    let mut worker = server.worker();
+    let mut rng = Rng::with_seed(8);
+    for sample in &mut worker.samples {
+        match rng.u32(0..6) {
+            0 => sample.stack = Some(StackId(u32::MAX)),
+            1 => sample.weight = [f64::NAN, f64::INFINITY, 0.0, -1.0][rng.usize(0..4)],
+            2 => sample.born = u64::MAX,
+            3 => sample.growth = true,
+            4 => sample.size = 0,
+            _ => {
+                let route = RouteId(rng.u32(0..9));
+                sample.owner = Owner::Request(Settled { route, outcome: Outcome::Aborted, ordinal: rng.u64(..) });
+            }
+        }
+    }
+    worker.stacks.push(vec![]);
+    worker.requests = 0;
+    let _ = findings(&Evidence { workers: vec![worker] });
+    assert_eq!(findings(&Evidence::default()), Analysis::default());
+}
+
+/// The analysis is a function of its evidence: it opens, asks and waits for nothing.
+#[test]
+fn the_analysis_and_the_reports_do_no_io() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let folders = ["analyze", "report"].map(|folder| sources.join(folder));
+    let mut files = vec![sources.join("analyze.rs"), sources.join("report.rs")];
+    for folder in folders {
+        files.extend(std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    assert!(files.len() > 10, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for forbidden in
+            ["std::fs", "std::io", "std::net", "std::process", "std::time", "std::env", "nix::", "libc::", "println!"]
+        {
+            assert!(!text.contains(forbidden), "{} uses {forbidden}", file.display());
+        }
+    }
+}
+
 fn share<T>(results: impl Iterator<Item = T>, is_so: impl Fn(&T) -> bool) -> f64 {
     let (mut so, mut all) = (0, 0);
     for result in results {
@@ -150,6 +347,17 @@ fn share<T>(results: impl Iterator<Item = T>, is_so: impl Fn(&T) -> bool) -> f64
         all += 1;
     }
     so as f64 / all as f64
+}
+
+/// A cache of 1.4 kB entries whose random keys come `turns` times each on average, and nothing else; whether it alarms.
+fn warming_cache(seed: u64, interval: f64, requests: u64, turns: f64) -> bool {
+    let mut server = Server::new(seed, interval);
+    let line = server.line("app.py", 7, "");
+    let keys = (requests as f64 / turns) as u64;
+    let cache: Vec<Box<dyn Handler>> = vec![Box::new(LruCache::new(line, keys, keys as usize, 1_400))];
+    let mut endpoints = vec![Endpoint::new(&mut server, "GET /profile/<int:number>", 1.0, cache)];
+    drive(&mut server, &mut endpoints, requests);
+    !analyze(server).findings.is_empty()
 }
 
 #[test]
@@ -160,7 +368,12 @@ fn rates() {
         for seed in seeds.clone() {
             let analysis = healthy_history(seed);
             for finding in &analysis.findings {
-                shapes.push((seed, finding.route.clone(), finding.site.clone().map(|site| site.file), finding.samples));
+                shapes.push((
+                    seed,
+                    finding.routes.clone(),
+                    finding.site.clone().map(|site| site.file),
+                    finding.samples,
+                ));
             }
         }
         for shape in shapes.iter().take(20) {
@@ -181,6 +394,17 @@ fn rates() {
             found(one, "GET /report", "ledger.py") && one.findings.len() == 1
         });
         println!("one in {interval} kB: user-list {list:.3} slow-timer {timer:.3} recycled {hoard:.3}");
+    }
+    for requests in [2_000, 6_000, 20_000] {
+        for turns in [1.0, 2.0, 3.0, 4.0, 6.0] {
+            let alarms: Vec<f64> = [16.0, 64.0, 256.0]
+                .iter()
+                .map(|interval| {
+                    share((0..300).map(|seed| warming_cache(seed, interval * KB, requests, turns)), |&one| one)
+                })
+                .collect();
+            println!("cache, {requests} requests, {turns} per key, at 16, 64, 256 kB: {alarms:.3?}");
+        }
     }
     for (requests, bytes) in
         [(2_000, 1_000), (2_000, 10_000), (2_000, 40_000), (20_000, 132), (20_000, 500), (20_000, 5_000)]

@@ -1,0 +1,80 @@
+//! What a found leak looks like, to people and to programs.
+use leakline::analyze::evidence::{Evidence, Loss};
+use leakline::analyze::findings;
+use leakline::report::{Printed, Report, json, text};
+use serde_json::Value;
+
+use super::apps::{Endpoint, Handler, Keeps, drive};
+use super::simulator::Server;
+
+fn leaking() -> Evidence {
+    let mut server = Server::new(3, 16_384.0);
+    let line = server.line("app.py", 14, "codetiming/_timer.py");
+    let keeps: Box<dyn Handler> = Box::new(Keeps { lines: vec![(line, 1_000)], one_in: 1 });
+    let mut endpoints = vec![Endpoint::new(&mut server, "GET /tickets/<int:number>", 1.0, vec![keeps])];
+    endpoints.extend((0..30).map(|route| Endpoint::new(&mut server, &format!("GET /\x1b[31m{route}"), 0.1, vec![])));
+    drive(&mut server, &mut endpoints, 8_000);
+    let mut worker = server.worker();
+    worker.losses.push(Loss { cause: "stack_table_full", count: 3 });
+    Evidence { workers: vec![worker] }
+}
+
+fn printed(evidence: &Evidence, colour: bool) -> String {
+    let source = |file: &str, _| (file == "/srv/app.py").then(|| "    with Timer(\"load\"):".to_owned());
+    text(&Report::new(evidence, &findings(evidence)), Printed { source: &source, colour })
+}
+
+#[test]
+fn the_text_says_what_and_where_within_a_terminals_size() {
+    let page = printed(&leaking(), false);
+    for part in [
+        "LEAK: GET /tickets/<int:number> leaves",
+        "/srv/app.py:14 in view",
+        "with Timer(\"load\"):",
+        "stack table full (3)",
+    ] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+    assert!(page.contains("→ codetiming/_timer.py:140 in keep"), "{page}");
+    assert!(page.lines().count() <= 40 && page.lines().all(|line| line.chars().count() <= 100), "{page}");
+    assert!(!page.contains('\x1b'), "{page:?}");
+    assert!(printed(&leaking(), true).contains("\x1b[1m"), "colour was asked for");
+}
+
+#[test]
+fn without_a_leak_the_text_says_what_would_have_been_seen() {
+    let mut server = Server::new(3, 16_384.0);
+    let mut endpoints = vec![Endpoint::new(&mut server, "GET /", 1.0, vec![])];
+    drive(&mut server, &mut endpoints, 3_000);
+    let page = printed(&Evidence { workers: vec![server.worker()] }, false);
+    assert!(page.starts_with("NO LEAK FOUND: would have seen "), "{page}");
+    let page = printed(&Evidence::default(), false);
+    assert!(page.starts_with("NO LEAK FOUND: no request has been served yet"), "{page}");
+}
+
+#[test]
+fn the_json_has_every_field_of_schema_1() {
+    let evidence = leaking();
+    let report: Value = serde_json::from_str(&json(&Report::new(&evidence, &findings(&evidence)))).unwrap();
+    let has = |value: &Value, fields: &str| {
+        for field in fields.split_whitespace() {
+            assert!(value.get(field).is_some(), "{field} is not in {value:#}");
+        }
+    };
+    has(&report, "schema target window evidence rss findings routes unattributed");
+    has(&report["target"], "pid command python server workers");
+    has(&report["target"]["workers"][0], "pid alive requests rss");
+    has(&report["window"], "start seconds requests");
+    has(&report["evidence"], "samples mean_interval_bytes lost smallest_visible_bytes_per_request");
+    has(&report["rss"], "start now peak limit ledger trim_would_return");
+    has(
+        &report["findings"][0],
+        "kind origin route outcome phase bytes_per_request low high live_bytes peak_bytes confidence site application \
+         stack library holder sockets limit_reached_in_seconds summary",
+    );
+    has(&report["findings"][0]["site"], "file function line");
+    has(&report["routes"][0], "route requests ok error aborted allocated_bytes live_bytes peak_bytes p50_ms p99_ms");
+    has(&report["unattributed"], "live_bytes allocated_bytes");
+    assert_eq!(report["findings"][0]["library"], "codetiming");
+    assert_eq!(report["findings"][0]["outcome"], "any");
+}
