@@ -50,7 +50,9 @@ pub fn totals(evidence: &Evidence, deposits: &Deposits) -> Vec<RouteTotals> {
             p99_ms: quantile(&durations, 0.99),
         }
     };
-    let mut totals: Vec<_> = deposits.routes.iter().enumerate().map(total).collect();
+    // Workers name routes that another one has answered, and one for requests that none fits.
+    let answered = |totals: &RouteTotals| totals.requests != [0; 3];
+    let mut totals: Vec<_> = deposits.routes.iter().enumerate().map(total).filter(answered).collect();
     totals.sort_by(|one, other| other.live_bytes.total_cmp(&one.live_bytes).then(other.requests.cmp(&one.requests)));
     totals
 }

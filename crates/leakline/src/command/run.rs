@@ -1,6 +1,7 @@
 //! `leakline run`: from a server's command line to its end, and to the report of what its memory did meanwhile.
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,6 +15,9 @@ use crate::target::agent::Source;
 use crate::target::launch::{Ended, Recording, Server};
 use crate::target::limit;
 use crate::target::process::Identity;
+
+/// The most tables of ended processes that a run keeps while it goes on: 1 GiB at their default size.
+const ENDED_TABLES: usize = 32;
 
 /// Start a server and watch its memory
 ///
@@ -73,7 +77,7 @@ impl Run {
         if let Some(identity) = Identity::of(server.pid()) {
             note(run.started_as(identity));
         }
-        let ended = server.wait()?;
+        let ended = server.wait(|| forget_oldest(&run.folder))?;
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
         Ok(ended.code().into())
@@ -99,14 +103,26 @@ fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure
     Ok(())
 }
 
+/// Servers that restart their workers, as gunicorn does with `--max-requests`, would fill the disk with tables of the
+/// dead: only the latest are kept.
+fn forget_oldest(folder: &Path) {
+    let Ok(run) = Recorded::open(folder) else { return };
+    let ended: Vec<_> = run.tables.iter().filter(|table| !table.process.is_alive()).collect();
+    ended.iter().take(ended.len().saturating_sub(ENDED_TABLES)).for_each(|table| forget(table));
+}
+
+/// One that can't be deleted does no harm.
+fn forget(table: &TableFile) {
+    let _ = std::fs::remove_file(&table.path);
+}
+
 /// Deletes the tables of processes that have ended and never served a request: the server's parent, helpers. Where no
 /// process served any, all are kept: they are all that there is.
 fn forget_idle(run: &Recorded) {
     let is_idle = |table: &TableFile| reader::header(&table.path).is_ok_and(|header| header.requests == 0);
     let (idle, rest): (Vec<_>, Vec<_>) = run.tables.iter().partition(|table| is_idle(table));
-    for table in idle.into_iter().filter(|table| !rest.is_empty() && !table.process.is_alive()) {
-        // One that can't be deleted does no harm.
-        let _ = std::fs::remove_file(&table.path);
+    if !rest.is_empty() {
+        idle.into_iter().filter(|table| !table.process.is_alive()).for_each(forget);
     }
 }
 

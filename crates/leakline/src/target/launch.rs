@@ -4,11 +4,13 @@
 //! for signals that are meant for it.
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -29,6 +31,8 @@ const FORWARDED: [Signal; 10] = [
     Signal::SIGTTOU,
     Signal::SIGALRM,
 ];
+
+const HALF_A_MINUTE_MS: u16 = 30_000;
 
 /// What the agent is told: how to record, and where to.
 #[derive(Clone, Debug)]
@@ -134,11 +138,17 @@ impl Server {
         self.pid.as_raw() as u32
     }
 
-    /// Waits for the server's end and passes signals on to it until then.
-    pub fn wait(self) -> Result<Ended, Failure> {
+    /// Waits for the server's end and passes signals on to it until then. About every half minute it calls
+    /// `meanwhile`.
+    pub fn wait(self, mut meanwhile: impl FnMut()) -> Result<Ended, Failure> {
         loop {
             if let Some(ended) = self.reap()? {
                 return Ok(ended);
+            }
+            let mut ready = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, HALF_A_MINUTE_MS) == Ok(0) {
+                meanwhile();
+                continue;
             }
             let Some(received) = self.signals.read_signal().map_err(no_signals)? else { continue };
             let Ok(signal) = Signal::try_from(received.ssi_signo as i32) else { continue };
