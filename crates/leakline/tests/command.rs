@@ -254,7 +254,7 @@ os.kill(os.getpid(), 9)
 #[test]
 fn a_real_table_is_reported_and_survives_any_damage() {
     let tables = Tables::new("real");
-    let run = tables.output(&["run", "--table", "4", "--", "python3", "-c", LEAKS]);
+    let run = tables.output(&["run", "--budget", "100", "--table", "8", "--", "python3", "-c", LEAKS]);
     assert_eq!(run.status.code(), Some(128 + 9), "{}", stderr(&run));
     assert!(stderr(&run).contains("GET /leak"), "{}", stderr(&run));
     let found = tables.output(&["report", "--json", "--fail-on", "leak"]);
