@@ -113,6 +113,9 @@ pub struct Snapshot {
 
 /// The frames a stack may have; more than the agent ever writes.
 const DEEPEST: usize = 1024;
+/// Bytes of text and frames that are made from one byte of a file at most. Names are shared, so a table grows a little
+/// when it is read; only a hostile one, where each record points to one huge string, wants more.
+const MOST_GROWTH: usize = 8;
 
 impl Snapshot {
     /// Reads a table from all of its bytes.
@@ -121,20 +124,35 @@ impl Snapshot {
         let section = |kind: SectionKind| Section::find(file, &header, kind);
         let strings = section(SectionKind::Strings)?;
         let mut damaged_records = 0;
+        let mut room = file.len().saturating_mul(MOST_GROWTH);
+        let mut string = |id| {
+            let bytes = strings.string(id);
+            let affordable = bytes.len() <= room;
+            room -= if affordable { bytes.len() } else { 0 };
+            damaged_records += u64::from(!affordable);
+            if affordable { bytes } else { &[] }
+        };
 
         let codes: Vec<Code> = section(SectionKind::Codes)?
             .records(CodeRecord::decode)
             .map(|record| Code {
-                file: text(strings.string(record.file)),
-                function: text(strings.string(record.function)),
-                line_table: strings.string(record.line_table).to_vec(),
+                file: text(string(record.file)),
+                function: text(string(record.function)),
+                line_table: string(record.line_table).to_vec(),
                 first_line: record.first_line,
             })
             .collect();
         let routes: Vec<RawRoute> = section(SectionKind::Routes)?
             .records(RouteRecord::decode)
-            .map(|record| RawRoute { name: text(strings.string(record.name)), record })
+            .map(|record| RawRoute { name: text(string(record.name)), record })
             .collect();
+        let (server, command) = (text(string(header.server)), text(string(header.command)));
+        if codes.is_empty() || routes.is_empty() {
+            return Err(Refusal::Damaged { what: "its code objects or routes lack the first, which stands for none" });
+        }
+        if routes.iter().flat_map(|route| route.record.allocated_bytes).any(|bytes| !is_amount(bytes)) {
+            return Err(Refusal::Damaged { what: "a route's total is no number" });
+        }
 
         let words = section(SectionKind::Stacks)?;
         let mut stacks = Vec::new();
@@ -144,17 +162,17 @@ impl Snapshot {
             if record.live == 0 || record.flags & layout::FLAG_PARKED != 0 {
                 continue;
             }
-            let sound = record.weight.is_finite()
-                && record.weight >= 0.0
+            let sound = is_amount(record.weight)
                 && record.outcome < 3
                 && record.owner <= layout::OWNER_SETTLED
-                && (record.route as usize) < routes.len().max(1);
+                && (record.route as usize) < routes.len();
             if !sound {
                 damaged_records += 1;
                 continue;
             }
             let stack = *known.entry(record.stack).or_insert_with(|| {
                 let frames = words.stack(record.stack, codes.len())?;
+                room = room.checked_sub(size_of_val(&*frames))?;
                 stacks.push(frames);
                 Some(stacks.len() as u32 - 1)
             });
@@ -165,19 +183,10 @@ impl Snapshot {
         let mut collections: Vec<CollectionRecord> =
             section(SectionKind::Collections)?.records(CollectionRecord::decode).collect();
         collections.sort_by_key(|collection| collection.time_ns);
-        let ticks = section(SectionKind::Ticks)?.records(TickRecord::decode).collect();
-        Ok(Self {
-            server: text(strings.string(header.server)),
-            command: text(strings.string(header.command)),
-            header,
-            codes,
-            stacks,
-            routes,
-            samples,
-            collections,
-            ticks,
-            damaged_records,
-        })
+        let (ticks, broken): (Vec<_>, Vec<_>) =
+            section(SectionKind::Ticks)?.records(TickRecord::decode).partition(|tick| is_amount(tick.interval_bytes));
+        damaged_records += broken.len() as u64;
+        Ok(Self { server, command, header, codes, stacks, routes, samples, collections, ticks, damaged_records })
     }
 
     /// What was lost by cause, only what happened, by the names of [`layout::LOSS_NAMES`].
@@ -200,10 +209,15 @@ pub fn header(file: &[u8]) -> Result<Header, Refusal> {
     if header.version == 0 {
         return Err(Refusal::Damaged { what: "its version is 0" });
     }
-    if !header.interval_bytes.is_finite() || header.interval_bytes < 0.0 {
-        return Err(Refusal::Damaged { what: "its sampling interval is no number" });
+    if ![header.interval_bytes, header.allocated_bytes, header.unattributed_allocated_bytes].into_iter().all(is_amount)
+    {
+        return Err(Refusal::Damaged { what: "its sampling interval or a total is no number" });
     }
     Ok(header)
+}
+
+fn is_amount(bytes: f64) -> bool {
+    bytes.is_finite() && bytes >= 0.0
 }
 
 fn text(bytes: &[u8]) -> String {
