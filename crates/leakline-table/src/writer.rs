@@ -220,8 +220,8 @@ impl<'a> Writer<'a> {
 
     /// Writes a code object down. Returns 0 where there is no room, and counts the loss.
     pub fn code(&mut self, key: CodeKey, text: &CodeText<'_>) -> u32 {
-        let id = self.names.code(key, text).unwrap_or_else(|| {
-            self.lose(Loss::CodesFull);
+        let id = self.names.code(key, text).unwrap_or_else(|full| {
+            self.lose(full);
             0
         });
         self.publish_names();

@@ -4,7 +4,7 @@
 //! the hash. The arenas only grow; a full arena refuses, and the writer counts the loss.
 
 use super::memory::{Carver, Plain};
-use crate::layout::{CodeRecord, RouteRecord};
+use crate::layout::{CodeRecord, Loss, RouteRecord};
 
 /// A cell of an index: the id, and bits of the hash so that most strangers are told apart without a look at them.
 #[derive(Clone, Copy)]
@@ -67,20 +67,26 @@ pub(super) struct Names<'a> {
     string_index: &'a mut [Cell],
     stack_index: &'a mut [Cell],
     route_index: &'a mut [Cell],
-    code_index: &'a mut [KnownCode],
+    /// Code records by what they say.
+    code_index: &'a mut [Cell],
+    /// Code objects by where they lie.
+    known_codes: &'a mut [KnownCode],
 }
 
 /// Cells of the indices of strings and routes; stacks and codes scale with the samples.
 const STRING_CELLS: usize = 1 << 15;
 const ROUTE_CELLS: usize = 1 << 12;
 const STACK_CELLS_A_SAMPLE: usize = 4;
-const CODE_CELLS_A_SAMPLE: usize = 1;
+const CODE_CELLS_A_SAMPLE: usize = 4;
+const KNOWN_CODES_A_SAMPLE: usize = 1;
+/// Neighbouring cells where a code object may be remembered.
+const KNOWN_CODE_WAYS: usize = 4;
 
 impl<'a> Names<'a> {
     pub(super) fn private_bytes(samples: usize) -> usize {
         let samples = samples.next_power_of_two();
-        (STRING_CELLS + ROUTE_CELLS + STACK_CELLS_A_SAMPLE * samples) * size_of::<Cell>()
-            + CODE_CELLS_A_SAMPLE * samples * size_of::<KnownCode>()
+        (STRING_CELLS + ROUTE_CELLS + (STACK_CELLS_A_SAMPLE + CODE_CELLS_A_SAMPLE) * samples) * size_of::<Cell>()
+            + KNOWN_CODES_A_SAMPLE * samples * size_of::<KnownCode>()
     }
 
     pub(super) fn new(
@@ -103,6 +109,7 @@ impl<'a> Names<'a> {
             stack_index: private.take(STACK_CELLS_A_SAMPLE * samples)?,
             route_index: private.take(ROUTE_CELLS)?,
             code_index: private.take(CODE_CELLS_A_SAMPLE * samples)?,
+            known_codes: private.take(KNOWN_CODES_A_SAMPLE * samples)?,
         })
     }
 
@@ -130,32 +137,44 @@ impl<'a> Names<'a> {
 
     /// The id of a code object that has been seen before and is still the same.
     pub(super) fn known_code(&self, key: CodeKey) -> Option<u32> {
-        let at = self.code_cell(key);
-        self.code_index.get(at).filter(|known| known.key == key).map(|known| known.id)
+        self.known_cells(key).map(|at| self.known_codes[at]).find(|known| known.key == key).map(|known| known.id)
     }
 
-    /// Writes a code object down; `None` where there is no room.
-    pub(super) fn code(&mut self, key: CodeKey, text: &CodeText<'_>) -> Option<u32> {
+    /// Writes a code object down, or says what is full. One that says what another one says gets its id: a
+    /// code object that was forgotten, or made anew by `exec`, costs no second record.
+    pub(super) fn code(&mut self, key: CodeKey, text: &CodeText<'_>) -> Result<u32, Loss> {
+        let mut string = |bytes| self.string(bytes).ok_or(Loss::StringsFull);
         let record = CodeRecord {
-            file: self.string(text.file)?,
-            function: self.string(text.function)?,
-            line_table: self.string(text.line_table)?,
+            file: string(text.file)?,
+            function: string(text.function)?,
+            line_table: string(text.line_table)?,
             first_line: text.first_line,
         };
-        let id = self.used.codes;
-        *self.codes.get_mut(id as usize)? = record;
-        self.used.codes += 1;
-        // A cell holds the latest that fell on it: forgetting a code object costs one more record, nothing else.
-        let at = self.code_cell(key);
-        if let Some(known) = self.code_index.get_mut(at) {
-            *known = KnownCode { key, id, reserved: 0 };
+        let words = |record: &CodeRecord| [record.file, record.function, record.line_table, record.first_line];
+        let hash = words(&record).iter().fold(0, |hash, word| mix(hash ^ u64::from(*word)));
+        let codes = &mut *self.codes;
+        let same = |id: u32| codes.get(id as usize).is_some_and(|known| words(known) == words(&record));
+        let cell = probe(self.code_index, hash, same).ok_or(Loss::CodesFull)?;
+        if cell.id == 0 {
+            *codes.get_mut(self.used.codes as usize).ok_or(Loss::CodesFull)? = record;
+            *cell = Cell { id: self.used.codes, check: check(hash) };
+            self.used.codes += 1;
         }
-        Some(id)
+        let id = cell.id;
+        // Where all ways are taken the newcomer displaces one of them, a different one for different newcomers.
+        let is_empty = |at: &usize| self.known_codes[*at].key.address == 0;
+        let way = (key.fingerprint % KNOWN_CODE_WAYS as u64) as usize;
+        if let Some(at) = self.known_cells(key).find(is_empty).or_else(|| self.known_cells(key).nth(way)) {
+            self.known_codes[at] = KnownCode { key, id, reserved: 0 };
+        }
+        Ok(id)
     }
 
-    fn code_cell(&self, key: CodeKey) -> usize {
+    /// The cells where a code object may be remembered.
+    fn known_cells(&self, key: CodeKey) -> impl Iterator<Item = usize> + use<> {
         // Code objects are some hundred bytes long and aligned to 16.
-        (mix(key.address >> 4) >> 32) as usize & (self.code_index.len() - 1)
+        let (home, mask) = ((mix(key.address >> 4) >> 32) as usize, self.known_codes.len() - 1);
+        (home..home + KNOWN_CODE_WAYS).map(move |at| at & mask)
     }
 
     /// The id of a stack, given as (code, instruction) pairs with the innermost frame first.
@@ -182,8 +201,8 @@ impl<'a> Names<'a> {
         Some(cell.id)
     }
 
-    /// The index of a route by its name; `None` where the table holds no more routes.
-    pub(super) fn route(&mut self, name: &[u8]) -> Option<u32> {
+    /// The index of a route by its name; `None` where it is new and may not be added, or the table holds no more.
+    pub(super) fn route(&mut self, name: &[u8], may_add: bool) -> Option<u32> {
         let hash = hash(name);
         let (strings, routes) = (&*self.strings, &*self.routes);
         let same = |id: u32| routes.get(id as usize).is_some_and(|route| string_at(strings, route.name) == name);
@@ -192,7 +211,7 @@ impl<'a> Names<'a> {
         }
         let id = self.used.routes;
         // Half of the index is kept free, so that probing stays short.
-        if id as usize >= self.routes.len().min(ROUTE_CELLS / 2) {
+        if !may_add || id as usize >= self.routes.len().min(ROUTE_CELLS / 2) {
             return None;
         }
         let name = self.string(name)?;

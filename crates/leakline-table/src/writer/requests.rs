@@ -270,14 +270,12 @@ impl Writer<'_> {
             length = method_bytes + normalise(&request.name[method_bytes..name_bytes], &mut name[method_bytes..]);
         }
         let routes = self.names.used().routes;
-        let mut route = None;
-        if request.is_template != 0 || self.requests.path_routes < PATH_ROUTES {
-            route = self.names.route(&name[..length]);
-        }
+        let may_add = request.is_template != 0 || self.requests.path_routes < PATH_ROUTES;
+        let mut route = self.names.route(&name[..length], may_add);
         if request.is_template == 0 {
             if route.is_none() {
                 name[method_bytes..method_bytes + 5].copy_from_slice(b"other");
-                route = self.names.route(&name[..method_bytes + 5]);
+                route = self.names.route(&name[..method_bytes + 5], true);
             }
             self.requests.path_routes += self.names.used().routes - routes;
         }

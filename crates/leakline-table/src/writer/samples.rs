@@ -50,7 +50,8 @@ struct Link {
     request_previous: u32,
     /// Raised whenever the slot is freed.
     generation: u32,
-    reserved: u32,
+    /// The round of thinning that the sample has survived last.
+    round: u32,
     /// Bytes of the whole block, for anchors.
     block: u64,
 }
@@ -67,6 +68,8 @@ pub(super) struct Samples<'a> {
     free: u32,
     /// Slots that have ever been used.
     used: u32,
+    /// Rounds of thinning so far.
+    round: u32,
 }
 
 impl<'a> Samples<'a> {
@@ -76,7 +79,8 @@ impl<'a> Samples<'a> {
 
     pub(super) fn new(records: &'a mut [SampleRecord], private: &mut Carver<'a>) -> Option<Self> {
         let count = records.len();
-        Some(Self { records, links: private.take(count)?, index: private.take(index_cells(count))?, free: 0, used: 0 })
+        let (links, index) = (private.take(count)?, private.take(index_cells(count))?);
+        Some(Self { records, links, index, free: 0, used: 0, round: 0 })
     }
 
     pub(super) fn record(&mut self, slot: u32) -> &mut SampleRecord {
@@ -245,8 +249,9 @@ impl Writer<'_> {
     /// Records bytes that realloc added to a sampled block: with certainty, since the block is known, so that they
     /// weigh just what they are.
     pub fn grown(&mut self, transit: Transit, added: u64, stack: u32, request: u64) {
-        let birth =
-            Birth { address: 0, size: added, block: 0, weight: added as f64, stack, request, flags: FLAG_GROWTH };
+        // It may outlive the block's first sample and stand for the block then, so it says whose block it is.
+        let flags = FLAG_GROWTH | self.samples.record(transit.slot).flags & FLAG_SMALL;
+        let birth = Birth { address: 0, size: added, block: 0, weight: added as f64, stack, request, flags };
         if let Some(slot) = self.record(&birth) {
             if !self.samples.is_live(transit.slot, transit.generation) {
                 return self.drop_slot(slot);
@@ -380,12 +385,14 @@ impl Writer<'_> {
     fn thin(&mut self) {
         let before = self.header.interval_bytes;
         self.header.interval_bytes = before * 2.0;
+        self.samples.round = self.samples.round.wrapping_add(1);
         let mut dropped = 0;
         for slot in 0..self.samples.used {
             let record = *self.samples.record(slot);
-            // Growth is reached through its anchor. (An anchor in transit has no address, but it is no growth either,
-            // unless its first sample was: then it is left alone this once.)
-            if record.live == 0 || record.address == 0 {
+            // Growth is reached through its anchor; a block in transit has no address and is left alone this once. A
+            // block whose anchor was replaced by a later one in this very round must not be thinned again there.
+            if record.live == 0 || record.address == 0 || self.samples.links[slot as usize].round == self.samples.round
+            {
                 continue;
             }
             dropped += self.thin_block(slot);
@@ -408,7 +415,8 @@ impl Writer<'_> {
                 let record = self.samples.record(slot);
                 record.weight *= 2.0;
                 record.address = 0;
-                self.samples.links[slot as usize].next = kept;
+                let link = &mut self.samples.links[slot as usize];
+                (link.next, link.round) = (kept, self.samples.round);
                 kept = slot + 1;
             } else {
                 self.drop_slot(slot);
