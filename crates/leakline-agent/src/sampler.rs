@@ -248,7 +248,8 @@ fn draw(recorder: &Recorder, interval: f64) -> i64 {
 }
 
 fn weight(bytes: f64, interval: f64) -> f64 {
-    if interval <= 1.0 { bytes } else { bytes / -(-bytes / interval).exp_m1() }
+    // An empty block can only be sampled by a countdown that had run out before; it stands for nothing, not for 0 / 0.
+    if interval <= 1.0 || bytes == 0.0 { bytes } else { bytes / -(-bytes / interval).exp_m1() }
 }
 
 /// Raises or lowers the interval so that the slow path takes the share of one core that it may.

@@ -130,7 +130,6 @@ pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
     // SAFETY: `block` is a block of the allocator below, as the caller of realloc promises.
     let before = unsafe { USABLE_SIZE.get()(block) };
     let added = bytes.saturating_sub(before);
-    let is_due = LARGE.pass(added);
     if FILTER.may_hold(block as usize) {
         if let Some(transit) = sampler::depart(block as usize) {
             // SAFETY: as in malloc.
@@ -145,6 +144,9 @@ pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
             return moved;
         }
     }
+    // Only here: the growth of a sampled block is recorded for certain, and what is recorded for certain must not also
+    // bring the next sample nearer.
+    let is_due = LARGE.pass(added);
     // SAFETY: as in malloc.
     let moved = unsafe { REALLOC.get()(block, bytes) };
     if is_due && added > 0 && !moved.is_null() {
