@@ -11,6 +11,7 @@ mod memory;
 mod names;
 mod requests;
 mod samples;
+mod watch;
 
 pub use memory::Filter;
 pub use names::{CodeKey, CodeText};

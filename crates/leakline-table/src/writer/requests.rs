@@ -5,9 +5,13 @@
 //! life belongs to another request. Therefore the small blocks of a request are looked at when it ends, and those that
 //! stay are watched for some more requests: one that is found parked is dead, one that is found in use again was
 //! revived by the request that has just ended.
+//!
+//! Parked blocks are looked at first and at every end. They are few, because free lists are short, but the next request
+//! may take them all, and whoever looks late blames the wrong one.
 
 use super::Writer;
 use super::memory::{Carver, Plain};
+use super::watch::{Watch, Watched};
 use crate::layout::{
     DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord,
 };
@@ -35,10 +39,16 @@ pub struct Ending {
 const IN_FLIGHT: usize = 1024;
 /// Bytes of a request's route, method and path, that are kept until its end.
 const NAME_BYTES: usize = 208;
-/// Blocks that are watched.
-const WATCHED: usize = 1024;
-/// Watched blocks that one end of a request looks at.
-const LOOKS_A_REQUEST: usize = 32;
+/// Parked blocks that are watched: as many as CPython's lists of dicts, key tables, lists and floats hold, and a part of
+/// its lists of tuples. One that gives way to another counts as dead for good.
+const PARKED: usize = 2048;
+/// Parked blocks that one end of a request looks at. The cost is bounded by the budget: in the sampler's steady state
+/// only a few of the parked blocks are sampled.
+const PARKED_LOOKS: usize = 256;
+/// Blocks in use that are watched.
+const IN_USE: usize = 1024;
+/// Blocks in use that one end of a request looks at.
+const IN_USE_LOOKS: usize = 16;
 /// Looks after which a block that stays in use is no longer watched.
 const LOOKS_A_BLOCK: u8 = 64;
 /// Routes made from paths, for frameworks that name none; beyond, such requests share one route a method.
@@ -65,35 +75,24 @@ pub(super) struct Request {
 // SAFETY: numbers and bytes.
 unsafe impl Plain for Request {}
 
-/// A block that may park or be revived. `slot` is 0 where the place is empty.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct Watched {
-    slot: u32,
-    generation: u32,
-}
-
-// SAFETY: integers.
-unsafe impl Plain for Watched {}
-
 pub(super) struct Requests<'a> {
     slots: &'a mut [Request],
     /// Where the search for a free slot begins.
     next: usize,
-    watched: &'a mut [Watched],
-    watching: usize,
-    look_next: usize,
+    parked: Watch<'a>,
+    in_use: Watch<'a>,
     path_routes: u32,
 }
 
 impl<'a> Requests<'a> {
     pub(super) fn private_bytes() -> usize {
-        IN_FLIGHT * size_of::<Request>() + WATCHED * size_of::<Watched>()
+        IN_FLIGHT * size_of::<Request>() + (PARKED + IN_USE) * size_of::<Watched>()
     }
 
     pub(super) fn new(private: &mut Carver<'a>) -> Option<Self> {
-        let (slots, watched) = (private.take(IN_FLIGHT)?, private.take(WATCHED)?);
-        Some(Self { slots, next: 0, watched, watching: 0, look_next: 0, path_routes: 0 })
+        let slots = private.take(IN_FLIGHT)?;
+        let (parked, in_use) = (Watch::new(private.take(PARKED)?), Watch::new(private.take(IN_USE)?));
+        Some(Self { slots, next: 0, parked, in_use, path_routes: 0 })
     }
 
     pub(super) fn slot(&mut self, index: u32) -> &mut Request {
@@ -106,22 +105,6 @@ impl<'a> Requests<'a> {
         let request = self.slots.get(index)?;
         (handle != 0 && request.generation % 2 == 1 && u64::from(request.generation) == handle >> 16)
             .then_some(index as u32)
-    }
-
-    fn watch(&mut self, slot: u32, generation: u32) {
-        let at = if self.watching < self.watched.len() {
-            self.watching += 1;
-            self.watching - 1
-        } else {
-            // Full: the one whose turn it would be next gives way.
-            self.look_next
-        };
-        self.watched[at] = Watched { slot, generation };
-    }
-
-    fn forget(&mut self, at: usize) {
-        self.watching -= 1;
-        self.watched[at] = self.watched[self.watching];
     }
 }
 
@@ -196,7 +179,8 @@ impl Writer<'_> {
         };
 
         // The older ones first, so that what this request leaves behind is not looked at twice.
-        self.look_at_watched(&mut look, settle);
+        self.look_at_parked(&mut look, settle);
+        self.look_at_in_use(&mut look, settle);
         while let Some(slot) = self.requests.slot(index).first.checked_sub(1) {
             self.samples.leave_request(slot, &mut self.requests.slots[index as usize].first);
             let generation = self.samples.generation(slot);
@@ -204,15 +188,18 @@ impl Writer<'_> {
             settle(record);
             if record.flags & (FLAG_SMALL | FLAG_GROWTH) == FLAG_SMALL && record.address != 0 {
                 match look(record) {
-                    Life::Parked => record.flags |= FLAG_PARKED,
+                    Life::Parked => {
+                        record.flags |= FLAG_PARKED;
+                        self.requests.parked.add(Watched { slot, generation });
+                    }
                     Life::InUse(mark) => {
                         if is_another_life(record.mark, mark) {
                             record.flags |= FLAG_RECYCLED;
                         }
                         record.mark = mark;
+                        self.requests.in_use.add(Watched { slot, generation });
                     }
                 }
-                self.requests.watch(slot, generation);
             }
         }
         let request = self.requests.slot(index);
@@ -221,44 +208,70 @@ impl Writer<'_> {
         self.header.requests_open -= 1;
     }
 
-    /// Looks at some of the watched blocks, in turn.
-    fn look_at_watched(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
-        let born = self.header.requests;
-        for _ in 0..LOOKS_A_REQUEST.min(self.requests.watching) {
-            if self.requests.look_next >= self.requests.watching {
-                self.requests.look_next = 0;
-            }
-            let at = self.requests.look_next;
-            let Some(Watched { slot, generation }) = self.requests.watched.get(at).copied() else { return };
-            let record = self.samples.record(slot);
-            // A block that realloc has moved on is no object that a free list takes.
-            if record.address == 0 || !self.samples.is_live(slot, generation) {
-                self.requests.forget(at);
+    /// Looks at the parked blocks: one that is in use was revived by the request that has just ended.
+    fn look_at_parked(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
+        for _ in 0..PARKED_LOOKS.min(self.requests.parked.count()) {
+            let Some(block) = self.requests.parked.turn() else { return };
+            let Some(record) = self.watched(block) else {
+                self.requests.parked.forget();
                 continue;
+            };
+            match look(record) {
+                Life::Parked => self.requests.parked.keep(),
+                Life::InUse(mark) => {
+                    self.revived(block, mark, &settle);
+                    self.requests.parked.forget();
+                    self.requests.in_use.add(block);
+                }
             }
-            let record = self.samples.record(slot);
-            let parked = record.flags & FLAG_PARKED != 0;
+        }
+    }
+
+    /// Looks at some of the blocks in use, in turn.
+    fn look_at_in_use(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
+        for _ in 0..IN_USE_LOOKS.min(self.requests.in_use.count()) {
+            let Some(block) = self.requests.in_use.turn() else { return };
+            let Some(record) = self.watched(block) else {
+                self.requests.in_use.forget();
+                continue;
+            };
             match look(record) {
                 Life::Parked => {
                     record.flags |= FLAG_PARKED;
-                    record.looks = 0;
+                    self.requests.in_use.forget();
+                    self.requests.parked.add(block);
                 }
-                Life::InUse(mark) if parked || is_another_life(record.mark, mark) => {
-                    record.flags = record.flags & !FLAG_PARKED | FLAG_RECYCLED;
-                    (record.mark, record.born, record.looks) = (mark, born, 0);
-                    settle(record);
+                Life::InUse(mark) if is_another_life(record.mark, mark) => {
+                    self.revived(block, mark, &settle);
+                    self.requests.in_use.keep();
                 }
                 Life::InUse(mark) => {
                     record.mark = mark;
                     record.looks += 1;
-                    if record.looks >= LOOKS_A_BLOCK {
-                        self.requests.forget(at);
-                        continue;
+                    if record.looks < LOOKS_A_BLOCK {
+                        self.requests.in_use.keep();
+                    } else {
+                        self.requests.in_use.forget();
                     }
                 }
             }
-            self.requests.look_next += 1;
         }
+    }
+
+    /// The record of a watched block, unless it has been freed, or realloc has moved it on: then it is no object that a
+    /// free list takes.
+    fn watched(&mut self, block: Watched) -> Option<&mut SampleRecord> {
+        let is_live = self.samples.is_live(block.slot, block.generation);
+        let record = self.samples.record(block.slot);
+        (is_live && record.address != 0).then_some(record)
+    }
+
+    fn revived(&mut self, block: Watched, mark: u64, settle: impl Fn(&mut SampleRecord)) {
+        let born = self.header.requests;
+        let record = self.samples.record(block.slot);
+        record.flags = record.flags & !FLAG_PARKED | FLAG_RECYCLED;
+        (record.mark, record.born, record.looks) = (mark, born, 0);
+        settle(record);
     }
 
     fn route_of(&mut self, request: &Request) -> u32 {
