@@ -4,7 +4,7 @@
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, install};
 use crate::{clock, recorder, sampler, table};
-use leakline_table::layout::Loss;
+use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, Moment};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -30,12 +30,14 @@ const SHIM: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("../shi
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 8] = [
+static FUNCTIONS: [MethodDef; 10] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
     install::method(c"status", status),
     install::method(c"server", server),
+    install::method(c"phase", phase),
+    install::method(c"amend", amend),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
@@ -213,6 +215,45 @@ unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize)
             if let Some(mut recorder) = recorder::enter() {
                 if let Some(writer) = recorder.writer() {
                     writer.status(handle, status as u32);
+                }
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `phase(handle, phase)`: 0 handler, 1 streaming, 2 closing.
+unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([handle, phase]) = arguments(start, count) {
+            let phase = match (api.long_as)(*phase) {
+                0 => Phase::Handler,
+                1 => Phase::Streaming,
+                _ => Phase::Closing,
+            };
+            let handle = (api.long_as)(*handle);
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    writer.phase(handle, phase);
+                }
+            }
+        }
+        api.new_none()
+    }
+}
+
+/// `amend(handle, outcome)`: a request that has ended turns out to have ended otherwise.
+unsafe extern "C" fn amend(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([handle, outcome]) = arguments(start, count) {
+            let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
+            if let Some(mut recorder) = recorder::enter() {
+                if let Some(writer) = recorder.writer() {
+                    writer.amend(handle, outcome.min(2) as u8);
                 }
             }
         }

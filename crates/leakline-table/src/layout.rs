@@ -10,6 +10,7 @@
 //!        SAMPLES      SampleRecord × n
 //!        COLLECTIONS  CollectionRecord × 64, a ring
 //!        TICKS        TickRecord × 128
+//!        PEAKS        PeakRecord × 64
 //! ```
 //!
 //! A reader skips sections whose kind it does not know, and refuses a header whose version is newer than its own.
@@ -28,6 +29,10 @@ pub const MOST_BYTES: usize = 1 << 30;
 pub const COLLECTIONS: usize = 64;
 /// Entries of the history of ticks.
 pub const TICKS: usize = 128;
+/// Peaks of single requests that are kept.
+pub const PEAKS: usize = 64;
+/// Buckets of the histogram of request peaks: bucket `i` counts requests whose peak was below 2^i KiB.
+pub const PEAK_BUCKETS: usize = 24;
 /// Buckets of the histogram of request durations: bucket `i` counts requests below 2^i µs.
 pub const DURATIONS: usize = 32;
 
@@ -49,10 +54,12 @@ pub enum SectionKind {
     Collections = 6,
     /// [`TickRecord`]s.
     Ticks = 7,
+    /// [`PeakRecord`]s.
+    Peaks = 8,
 }
 
 /// Sections that this version writes, in file order.
-pub const SECTIONS: [SectionKind; 7] = [
+pub const SECTIONS: [SectionKind; 8] = [
     SectionKind::Strings,
     SectionKind::Codes,
     SectionKind::Stacks,
@@ -60,6 +67,7 @@ pub const SECTIONS: [SectionKind; 7] = [
     SectionKind::Samples,
     SectionKind::Collections,
     SectionKind::Ticks,
+    SectionKind::Peaks,
 ];
 
 /// Why something was not recorded; index into [`Header::lost`].
@@ -275,7 +283,7 @@ record! {
 
 record! {
     /// A route and what its requests did, by outcome (ok, error, aborted).
-    RouteRecord, 312 {
+    RouteRecord, 624 {
         /// `GET /data/<id>`, a string.
         name: u32,
         /// Zero.
@@ -286,8 +294,29 @@ record! {
         allocated_bytes: [f64; 3],
         /// Histogram of their durations, see [`DURATIONS`].
         durations: [u64; 32],
+        /// The highest peak of one request, bytes, by outcome.
+        peak_bytes: [f64; 3],
+        /// Histogram of the requests' peaks, see [`PEAK_BUCKETS`]; one after the other by outcome.
+        peaks: [u32; 72],
     }
 }
+
+/// The phase of a request in which something was allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Until the handler has returned its response.
+    Handler = 0,
+    /// While the response's body is made and sent.
+    Streaming = 1,
+    /// In `close()` of the response.
+    Closing = 2,
+    /// Work that carries the request's context on after it has ended.
+    After = 3,
+}
+
+/// [`SampleRecord::flags`]: where the [`Phase`] stands, two bits.
+pub const PHASE_SHIFT: u8 = 5;
 
 /// [`SampleRecord::owner`]: allocated outside of any request.
 pub const OWNER_NONE: u8 = 0;
@@ -363,6 +392,32 @@ record! {
     }
 }
 
+record! {
+    /// What one request held at its highest, for the requests that held most.
+    PeakRecord, 56 {
+        /// Estimated bytes that were live at the peak; 0 where the record is not in use.
+        bytes: f64,
+        /// Of those, the bytes of the stack that had most.
+        top_bytes: f64,
+        /// That stack, a StackId.
+        top_stack: u32,
+        /// A RouteId.
+        route: u32,
+        /// The request was the n-th of its route and outcome.
+        ordinal: u64,
+        /// Requests of any route that had ended by then.
+        requests: u64,
+        /// Estimated bytes of the request that were still live when it ended.
+        left_bytes: f64,
+        /// Outcome: 0 ok, 1 error, 2 aborted.
+        outcome: u8,
+        /// The [`Phase`] at the peak.
+        phase: u8,
+        /// Zero.
+        reserved: [u8; 6],
+    }
+}
+
 /// Where the sections of a file of `file_bytes` lie. Shares of the file: strings 1/8, codes 1/16, stacks 1/2, routes
 /// 1/64, samples 1/32; what is left over stays a hole.
 pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
@@ -377,6 +432,7 @@ pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
             SectionKind::Samples => (file_bytes / 32, SampleRecord::BYTES),
             SectionKind::Collections => (COLLECTIONS * CollectionRecord::BYTES, CollectionRecord::BYTES),
             SectionKind::Ticks => (TICKS * TickRecord::BYTES, TickRecord::BYTES),
+            SectionKind::Peaks => (PEAKS * PeakRecord::BYTES, PeakRecord::BYTES),
         };
         let bytes = bytes / record_bytes * record_bytes;
         *entry = SectionEntry {

@@ -5,7 +5,8 @@
 //! it can't make the reader fail.
 
 use crate::layout::{
-    self, CodeRecord, CollectionRecord, Header, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
+    self, CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind,
+    TickRecord,
 };
 use std::fmt;
 
@@ -107,6 +108,8 @@ pub struct Snapshot {
     pub collections: Vec<CollectionRecord>,
     /// Ticks, oldest first.
     pub ticks: Vec<TickRecord>,
+    /// The requests that held most, the highest first, with the stack that had most of it (an index into `stacks`).
+    pub peaks: Vec<(PeakRecord, Option<u32>)>,
     /// Records that contradict the rest of the table and were left out.
     pub damaged_records: u64,
 }
@@ -157,6 +160,14 @@ impl Snapshot {
         let words = section(SectionKind::Stacks)?;
         let mut stacks = Vec::new();
         let mut known = std::collections::HashMap::new();
+        let mut resolve = |id: u32| {
+            *known.entry(id).or_insert_with(|| {
+                let frames = words.stack(id, codes.len())?;
+                room = room.checked_sub(size_of_val(&*frames))?;
+                stacks.push(frames);
+                Some(stacks.len() as u32 - 1)
+            })
+        };
         let mut samples = Vec::new();
         for record in section(SectionKind::Samples)?.records(SampleRecord::decode) {
             if record.live == 0 || record.flags & layout::FLAG_PARKED != 0 {
@@ -170,12 +181,7 @@ impl Snapshot {
                 damaged_records += 1;
                 continue;
             }
-            let stack = *known.entry(record.stack).or_insert_with(|| {
-                let frames = words.stack(record.stack, codes.len())?;
-                room = room.checked_sub(size_of_val(&*frames))?;
-                stacks.push(frames);
-                Some(stacks.len() as u32 - 1)
-            });
+            let stack = resolve(record.stack);
             damaged_records += u64::from(stack.is_none() && record.stack != 0);
             samples.push(RawSample { record, stack });
         }
@@ -183,10 +189,23 @@ impl Snapshot {
         let mut collections: Vec<CollectionRecord> =
             section(SectionKind::Collections)?.records(CollectionRecord::decode).collect();
         collections.sort_by_key(|collection| collection.time_ns);
+        let is_sound = |peak: &PeakRecord| {
+            peak.bytes.is_finite()
+                && peak.bytes > 0.0
+                && peak.outcome < 3
+                && peak.phase < 4
+                && (peak.route as usize) < routes.len()
+        };
+        let mut peaks: Vec<(PeakRecord, Option<u32>)> = section(SectionKind::Peaks)?
+            .records(PeakRecord::decode)
+            .filter(is_sound)
+            .map(|peak| (peak, resolve(peak.top_stack)))
+            .collect();
+        peaks.sort_by(|one, other| other.0.bytes.total_cmp(&one.0.bytes));
         let (ticks, broken): (Vec<_>, Vec<_>) =
             section(SectionKind::Ticks)?.records(TickRecord::decode).partition(|tick| is_amount(tick.interval_bytes));
         damaged_records += broken.len() as u64;
-        Ok(Self { server, command, header, codes, stacks, routes, samples, collections, ticks, damaged_records })
+        Ok(Self { server, command, header, codes, stacks, routes, samples, collections, ticks, peaks, damaged_records })
     }
 
     /// What was lost by cause, only what happened, by the names of [`layout::LOSS_NAMES`].

@@ -6,9 +6,11 @@
 //! - `names` interns strings, code objects, stacks and routes.
 //! - `samples` holds the live samples and finds them by address.
 //! - `requests` follows requests from their beginning to their end, when their samples are settled.
+//! - `peaks` keeps what requests held at their highest.
 
 mod memory;
 mod names;
+mod peaks;
 mod requests;
 mod samples;
 mod watch;
@@ -19,8 +21,8 @@ pub use requests::{Ending, Life};
 pub use samples::{Birth, Transit};
 
 use crate::layout::{
-    self, COLLECTIONS, CollectionRecord, HEADER_BYTES, Header, LOSSES, Loss, MAGIC, SectionEntry, SectionKind, TICKS,
-    TickRecord, VERSION,
+    self, COLLECTIONS, CollectionRecord, HEADER_BYTES, Header, LOSSES, Loss, MAGIC, PeakRecord, SectionEntry,
+    SectionKind, TICKS, TickRecord, VERSION,
 };
 use memory::Carver;
 use names::Names;
@@ -69,6 +71,7 @@ pub struct Writer<'a> {
     requests: Requests<'a>,
     collections: &'a mut [CollectionRecord],
     ticks: &'a mut [TickRecord],
+    peaks: &'a mut [PeakRecord],
     filter: &'a Filter,
     random: Random,
 }
@@ -99,6 +102,7 @@ impl<'a> Writer<'a> {
         let samples = file.section(&directory, SectionKind::Samples)?;
         let collections = file.section(&directory, SectionKind::Collections)?;
         let ticks = file.section(&directory, SectionKind::Ticks)?;
+        let peaks = file.section(&directory, SectionKind::Peaks)?;
 
         let mut private = Carver::new(private);
         let count = samples.len();
@@ -109,6 +113,7 @@ impl<'a> Writer<'a> {
             requests: Requests::new(&mut private)?,
             collections,
             ticks,
+            peaks,
             filter,
             random: Random::new(origin.now_ns ^ u64::from(origin.pid) << 32),
         };

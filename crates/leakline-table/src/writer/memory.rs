@@ -1,7 +1,7 @@
 //! Turns zeroed bytes into typed slices, and holds the filter over sampled addresses.
 
 use crate::layout::{
-    CodeRecord, CollectionRecord, Header, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
+    CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
 };
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -27,6 +27,8 @@ unsafe impl Plain for SampleRecord {}
 unsafe impl Plain for CollectionRecord {}
 // SAFETY: as above.
 unsafe impl Plain for TickRecord {}
+// SAFETY: as above.
+unsafe impl Plain for PeakRecord {}
 
 /// Cuts typed slices off the front of a region.
 pub(super) struct Carver<'a> {

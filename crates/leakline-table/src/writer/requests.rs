@@ -11,9 +11,11 @@
 
 use super::Writer;
 use super::memory::{Carver, Plain};
+use super::peaks::Peak;
 use super::watch::{Watch, Watched};
 use crate::layout::{
-    DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord,
+    DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, PeakRecord, Phase,
+    SampleRecord,
 };
 
 /// What a look at a small block shows.
@@ -57,8 +59,19 @@ const PATH_ROUTES: u32 = 256;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Request {
-    pub(super) allocated_bytes: f64,
+    allocated_bytes: f64,
+    /// Estimated bytes of its samples that are live now, and at the highest.
+    live_bytes: f64,
+    pub(super) peak: Peak,
     began_ns: u64,
+    /// Once it has ended: its ordinal among those of its route and outcome.
+    ordinal: u64,
+    /// Once it has ended: its route and outcome.
+    route: u32,
+    outcome: u32,
+    /// Samples that it left behind.
+    left: u32,
+    phase: u32,
     /// Head of the list of its samples, a slot + 1.
     pub(super) first: u32,
     /// Part of the handle; odd while the request is in flight.
@@ -99,6 +112,13 @@ impl<'a> Requests<'a> {
         &mut self.slots[index as usize]
     }
 
+    /// The slot of a request that has ended, from its handle, as long as no other one has got it.
+    pub(super) fn ended(&self, handle: u64) -> Option<u32> {
+        let index = (handle & 0xFFFF) as usize;
+        let request = self.slots.get(index)?;
+        (handle != 0 && u64::from(request.generation) == (handle >> 16) + 1).then_some(index as u32)
+    }
+
     /// The slot of a request that is in flight, from its handle.
     pub(super) fn open(&self, handle: u64) -> Option<u32> {
         let index = (handle & 0xFFFF) as usize;
@@ -123,10 +143,9 @@ impl Writer<'_> {
         let request = &mut slots[index];
         request.generation = request.generation.wrapping_add(1);
         request.began_ns = now_ns;
-        request.allocated_bytes = 0.0;
-        request.first = 0;
-        request.status = 0;
-        request.is_template = 0;
+        (request.allocated_bytes, request.live_bytes, request.peak) = (0.0, 0.0, Peak::NONE);
+        (request.first, request.left, request.status, request.is_template) = (0, 0, 0, 0);
+        request.phase = Phase::Handler as u32;
         let method = &method[..method.len().min(16)];
         request.name[..method.len()].copy_from_slice(method);
         request.name[method.len()] = b' ';
@@ -164,15 +183,7 @@ impl Writer<'_> {
         let request = *self.requests.slot(index);
         let outcome = if ending.outcome == 0 && request.status >= 500 { 1 } else { ending.outcome.min(2) };
         let route = self.route_of(&request);
-        let ordinal = match self.names.routes.get_mut(route as usize) {
-            Some(record) => {
-                record.requests[outcome as usize] += 1;
-                record.allocated_bytes[outcome as usize] += request.allocated_bytes;
-                record.durations[bucket(ending.now_ns.saturating_sub(request.began_ns))] += 1;
-                record.requests[outcome as usize]
-            }
-            None => 0,
-        };
+        let ordinal = self.count(route, outcome, &request, ending.now_ns);
         let settle = |record: &mut SampleRecord| {
             record.owner = if route == 0 { OWNER_NONE } else { OWNER_SETTLED };
             (record.route, record.outcome, record.ordinal) = (route, outcome, ordinal);
@@ -181,7 +192,9 @@ impl Writer<'_> {
         // The older ones first, so that what this request leaves behind is not looked at twice.
         self.look_at_parked(&mut look, settle);
         self.look_at_in_use(&mut look, settle);
+        let mut left = 0;
         while let Some(slot) = self.requests.slot(index).first.checked_sub(1) {
+            left += 1;
             self.samples.leave_request(slot, &mut self.requests.slots[index as usize].first);
             let generation = self.samples.generation(slot);
             let record = self.samples.record(slot);
@@ -202,10 +215,71 @@ impl Writer<'_> {
                 }
             }
         }
+        self.keep_peak(&request, route, outcome, ordinal);
         let request = self.requests.slot(index);
         request.generation = request.generation.wrapping_add(1);
+        (request.route, request.outcome, request.ordinal) = (route, u32::from(outcome), ordinal);
+        request.left = left;
         self.header.requests += 1;
         self.header.requests_open -= 1;
+    }
+
+    /// The phase of a request that is in flight.
+    pub fn phase(&mut self, handle: u64, phase: Phase) {
+        if let Some(index) = self.requests.open(handle) {
+            self.requests.slot(index).phase = phase as u32;
+        }
+    }
+
+    /// A request that has ended turns out to have ended otherwise: servers learn late that a client has gone. It is
+    /// counted anew, and what it left behind goes with it. Nothing happens when it ended long ago.
+    pub fn amend(&mut self, handle: u64, outcome: u8) {
+        let Some(index) = self.requests.ended(handle) else { return };
+        let request = *self.requests.slot(index);
+        let (before, outcome) = (request.outcome as u8, outcome.min(2));
+        let Some(route) = self.names.routes.get_mut(request.route as usize) else { return };
+        if before == outcome || request.route == 0 {
+            return;
+        }
+        route.requests[before as usize] = route.requests[before as usize].saturating_sub(1);
+        route.allocated_bytes[before as usize] -= request.allocated_bytes;
+        route.requests[outcome as usize] += 1;
+        route.allocated_bytes[outcome as usize] += request.allocated_bytes;
+        let ordinal = route.requests[outcome as usize];
+        self.move_peak(&request, outcome, ordinal);
+        let is_of_request = |record: &SampleRecord| {
+            record.owner == OWNER_SETTLED
+                && (record.route, record.outcome, record.ordinal) == (request.route, before, request.ordinal)
+        };
+        // Only where something was left is there something to look for.
+        if request.left > 0 {
+            for record in self.samples.all().iter_mut().filter(|record| is_of_request(record)) {
+                (record.outcome, record.ordinal) = (outcome, ordinal);
+            }
+        }
+        let request = self.requests.slot(index);
+        (request.outcome, request.ordinal) = (u32::from(outcome), ordinal);
+    }
+
+    /// Gives a new sample to a request that has ended, whose context it still carries.
+    pub(super) fn settle_late(&mut self, index: u32, slot: u32) {
+        let request = self.requests.slot(index);
+        request.left += 1;
+        let (route, outcome, ordinal) = (request.route, request.outcome as u8, request.ordinal);
+        if route != 0 {
+            let record = self.samples.record(slot);
+            record.owner = OWNER_SETTLED;
+            (record.route, record.outcome, record.ordinal) = (route, outcome, ordinal);
+        }
+    }
+
+    /// Counts a request that ends; returns its ordinal.
+    fn count(&mut self, route: u32, outcome: u8, request: &Request, now_ns: u64) -> u64 {
+        let Some(record) = self.names.routes.get_mut(route as usize) else { return 0 };
+        record.requests[outcome as usize] += 1;
+        record.allocated_bytes[outcome as usize] += request.allocated_bytes;
+        record.durations[bucket(now_ns.saturating_sub(request.began_ns))] += 1;
+        record.requests[outcome as usize]
     }
 
     /// Looks at the parked blocks: one that is in use was revived by the request that has just ended.
@@ -303,6 +377,39 @@ impl Writer<'_> {
 }
 
 impl Request {
+    /// A sample of it was taken.
+    pub(super) fn allocated(&mut self, weight: f64) {
+        self.allocated_bytes += weight;
+        self.live_bytes += weight;
+    }
+
+    /// A sample of it was freed.
+    pub(super) fn freed(&mut self, weight: f64) {
+        self.live_bytes -= weight;
+    }
+
+    pub(super) fn live_bytes(&self) -> f64 {
+        self.live_bytes
+    }
+
+    pub(super) fn phase(&self) -> u8 {
+        self.phase as u8
+    }
+
+    /// Is the record the peak of this request, which has ended?
+    pub(super) fn owns(&self, record: &PeakRecord) -> bool {
+        record.bytes > 0.0
+            && (record.route, u32::from(record.outcome), record.ordinal) == (self.route, self.outcome, self.ordinal)
+    }
+
+    pub(super) fn outcome(&self) -> usize {
+        self.outcome as usize
+    }
+
+    pub(super) fn route(&self) -> u32 {
+        self.route
+    }
+
     fn set_path(&mut self, path: &[u8]) {
         let from = self.method_bytes as usize;
         let length = path.len().min(NAME_BYTES - from);

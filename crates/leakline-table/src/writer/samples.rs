@@ -7,7 +7,9 @@
 use super::memory::{Carver, Plain};
 use super::names::mix;
 use super::{Life, Writer};
-use crate::layout::{FLAG_GROWTH, FLAG_SMALL, Loss, OWNER_IN_FLIGHT, OWNER_NONE, SampleRecord, SectionKind};
+use crate::layout::{
+    FLAG_GROWTH, FLAG_SMALL, Loss, OWNER_IN_FLIGHT, OWNER_NONE, PHASE_SHIFT, Phase, SampleRecord, SectionKind,
+};
 
 /// What is known of a sampled allocation.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,17 @@ impl<'a> Samples<'a> {
 
     pub(super) fn is_live(&self, slot: u32, generation: u32) -> bool {
         self.links[slot as usize].generation == generation && self.records[slot as usize].live != 0
+    }
+
+    /// The samples of a request's list, from its head on.
+    pub(super) fn of_request(&self, head: u32) -> impl Iterator<Item = &SampleRecord> {
+        std::iter::successors(head.checked_sub(1), |slot| self.links[*slot as usize].request_next.checked_sub(1))
+            .map(|slot| &self.records[slot as usize])
+    }
+
+    /// All samples that have ever been made in their slots; those not in use are not live.
+    pub(super) fn all(&mut self) -> &mut [SampleRecord] {
+        &mut self.records[..self.used as usize]
     }
 
     /// Takes a sample out of its request's list, whose head is given.
@@ -237,11 +250,7 @@ impl Writer<'_> {
         let link = &mut self.samples.links[transit.slot as usize];
         let before = std::mem::replace(&mut link.block, block);
         if block < before {
-            let share = block as f64 / before as f64;
-            self.each_of_block(transit.slot, |record| {
-                record.weight *= share;
-                record.size = (record.size as f64 * share) as u64;
-            });
+            self.scale(transit.slot, block as f64 / before as f64);
         }
         block.saturating_sub(before)
     }
@@ -292,7 +301,7 @@ impl Writer<'_> {
         self.header.allocated_bytes += birth.weight;
         let open = self.requests.open(birth.request);
         match open {
-            Some(index) => self.requests.slot(index).allocated_bytes += birth.weight,
+            Some(index) => self.requests.slot(index).allocated(birth.weight),
             None => self.header.unattributed_allocated_bytes += birth.weight,
         }
         let mut weight = birth.weight;
@@ -307,9 +316,13 @@ impl Writer<'_> {
                 self.samples.take_slot()?
             }
         };
-        if let Some(index) = open {
-            self.samples.join_request(slot, index, &mut self.requests.slot(index).first);
-        }
+        let (phase, ended) = match open {
+            Some(index) => {
+                self.samples.join_request(slot, index, &mut self.requests.slot(index).first);
+                (self.requests.slot(index).phase(), None)
+            }
+            None => (Phase::After as u8, self.requests.ended(birth.request)),
+        };
         let born = self.header.requests;
         *self.samples.record(slot) = SampleRecord {
             live: 0,
@@ -322,13 +335,19 @@ impl Writer<'_> {
             route: 0,
             outcome: 0,
             owner: if open.is_some() { OWNER_IN_FLIGHT } else { OWNER_NONE },
-            flags: birth.flags,
+            flags: birth.flags | if birth.request == 0 { 0 } else { phase << PHASE_SHIFT },
             looks: 0,
             mark: 0,
         };
+        if let Some(index) = ended {
+            self.settle_late(index, slot);
+        }
         publish(&mut self.samples.record(slot).live, 1);
         let used = self.samples.used;
         self.entry(SectionKind::Samples).used = used;
+        if let Some(index) = open {
+            self.look_for_peak(index);
+        }
         Some(slot)
     }
 
@@ -357,12 +376,20 @@ impl Writer<'_> {
         }
     }
 
-    fn each_of_block(&mut self, anchor: u32, mut change: impl FnMut(&mut SampleRecord)) {
+    /// A block has shrunk to a share of what it was, and so has each of its samples.
+    fn scale(&mut self, anchor: u32, share: f64) {
         let mut next = anchor + 1;
         while next != 0 {
             let slot = next - 1;
-            change(self.samples.record(slot));
-            next = self.samples.links[slot as usize].next;
+            let record = self.samples.record(slot);
+            let gone = record.weight * (1.0 - share);
+            record.weight -= gone;
+            record.size = (record.size as f64 * share) as u64;
+            let link = &self.samples.links[slot as usize];
+            next = link.next;
+            if let Some(request) = link.request.checked_sub(1) {
+                self.requests.slot(request).freed(gone);
+            }
         }
     }
 
@@ -370,7 +397,10 @@ impl Writer<'_> {
     fn drop_slot(&mut self, slot: u32) {
         let request = self.samples.links[slot as usize].request;
         if request != 0 {
-            self.samples.leave_request(slot, &mut self.requests.slot(request - 1).first);
+            let weight = self.samples.record(slot).weight;
+            let request = self.requests.slot(request - 1);
+            request.freed(weight);
+            self.samples.leave_request(slot, &mut request.first);
         }
         publish(&mut self.samples.record(slot).live, 0);
         let free = self.samples.free;
@@ -412,7 +442,11 @@ impl Writer<'_> {
             let slot = next - 1;
             next = std::mem::take(&mut self.samples.links[slot as usize].next);
             if self.random.coin() {
+                let request = self.samples.links[slot as usize].request;
                 let record = self.samples.record(slot);
+                if let Some(request) = request.checked_sub(1) {
+                    self.requests.slot(request).freed(-record.weight);
+                }
                 record.weight *= 2.0;
                 record.address = 0;
                 let link = &mut self.samples.links[slot as usize];

@@ -1,0 +1,110 @@
+//! Keeps what requests held at their highest. A balloon may last a second: nobody who polls would see it, so it is
+//! measured where it happens, with each sample of a request in flight.
+
+use super::Writer;
+use super::requests::Request;
+use crate::layout::{PEAK_BUCKETS, PeakRecord, SectionKind};
+
+/// Below this no one asks which stack a peak was made of, bytes.
+const LEAST_LOOK_BYTES: f64 = 262_144.0;
+/// A peak is looked at again when it has grown by this factor.
+const LOOK_AGAIN: f64 = 1.25;
+/// Stacks that are told apart when a peak is looked at; what comes later only adds to those.
+const STACKS: usize = 16;
+/// Peaks of one route and outcome that are kept.
+const PEAKS_A_KIND: usize = 8;
+
+/// The highest that a request in flight has held so far.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Peak {
+    bytes: f64,
+    /// The peak when it was last looked at, and what was found.
+    looked_bytes: f64,
+    top_bytes: f64,
+    top_stack: u32,
+    phase: u32,
+}
+
+impl Peak {
+    pub(super) const NONE: Self = Self { bytes: 0.0, looked_bytes: 0.0, top_bytes: 0.0, top_stack: 0, phase: 0 };
+}
+
+impl Writer<'_> {
+    /// After a sample of a request: is this its highest so far, and what is it made of?
+    pub(super) fn look_for_peak(&mut self, index: u32) {
+        let request = self.requests.slot(index);
+        let (bytes, phase, head) = (request.live_bytes(), request.phase(), request.first);
+        if bytes <= request.peak.bytes {
+            return;
+        }
+        request.peak.bytes = bytes;
+        if bytes < LEAST_LOOK_BYTES || bytes < request.peak.looked_bytes * LOOK_AGAIN {
+            return;
+        }
+        let mut stacks = [(0, 0.0); STACKS];
+        for record in self.samples.of_request(head) {
+            let place = stacks.iter_mut().find(|(stack, bytes)| *stack == record.stack || *bytes == 0.0);
+            if let Some(place) = place {
+                *place = (record.stack, place.1 + record.weight);
+            }
+        }
+        let top = stacks.into_iter().max_by(|one, other| one.1.total_cmp(&other.1)).unwrap_or_default();
+        let peak = &mut self.requests.slot(index).peak;
+        (peak.looked_bytes, peak.phase) = (bytes, u32::from(phase));
+        (peak.top_stack, peak.top_bytes) = top;
+    }
+
+    /// A request ends: its peak is counted, and kept where it is among the highest.
+    pub(super) fn keep_peak(&mut self, request: &Request, route: u32, outcome: u8, ordinal: u64) {
+        let peak = request.peak;
+        if let Some(record) = self.names.routes.get_mut(route as usize) {
+            record.peaks[outcome as usize * PEAK_BUCKETS + bucket(peak.bytes)] += 1;
+            record.peak_bytes[outcome as usize] = record.peak_bytes[outcome as usize].max(peak.bytes);
+        }
+        if peak.looked_bytes == 0.0 {
+            return;
+        }
+        let new = PeakRecord {
+            bytes: peak.bytes,
+            top_bytes: peak.top_bytes,
+            top_stack: peak.top_stack,
+            route,
+            ordinal,
+            requests: self.header.requests,
+            left_bytes: request.live_bytes(),
+            outcome,
+            phase: peak.phase as u8,
+            reserved: [0; 6],
+        };
+        let of_kind =
+            self.peaks.iter().filter(|old| old.bytes > 0.0 && (old.route, old.outcome) == (route, outcome)).count();
+        let may_go = |old: &PeakRecord| of_kind < PEAKS_A_KIND || (old.route, old.outcome) == (route, outcome);
+        let lowest =
+            self.peaks.iter_mut().filter(|old| may_go(old)).min_by(|one, other| one.bytes.total_cmp(&other.bytes));
+        if let Some(lowest) = lowest.filter(|lowest| lowest.bytes < new.bytes) {
+            *lowest = new;
+        }
+        self.entry(SectionKind::Peaks).used = crate::layout::PEAKS as u32;
+    }
+
+    /// A request that has ended gets another outcome: its peak goes with it.
+    pub(super) fn move_peak(&mut self, request: &Request, outcome: u8, ordinal: u64) {
+        if let Some(record) = self.names.routes.get_mut(request.route() as usize) {
+            let at = bucket(request.peak.bytes);
+            let before = &mut record.peaks[request.outcome() * PEAK_BUCKETS + at];
+            *before = before.saturating_sub(1);
+            record.peaks[outcome as usize * PEAK_BUCKETS + at] += 1;
+            record.peak_bytes[outcome as usize] = record.peak_bytes[outcome as usize].max(request.peak.bytes);
+        }
+        for record in self.peaks.iter_mut().filter(|record| request.owns(record)) {
+            (record.outcome, record.ordinal) = (outcome, ordinal);
+        }
+    }
+}
+
+/// The bucket of a peak: below 2^i KiB.
+fn bucket(bytes: f64) -> usize {
+    let kib = (bytes / 1024.0) as u64;
+    kib.checked_ilog2().map_or(0, |log| log as usize + 1).min(PEAK_BUCKETS - 1)
+}
