@@ -419,7 +419,7 @@ record! {
 }
 
 /// Where the sections of a file of `file_bytes` lie. Shares of the file: strings 1/8, codes 1/16, stacks 1/2, routes
-/// 1/64, samples 1/32; what is left over stays a hole.
+/// 1/32, samples 1/32; what is left over stays a hole.
 pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
     let mut entries = [SectionEntry::EMPTY; DIRECTORY];
     let mut offset = HEADER_BYTES;
@@ -428,7 +428,7 @@ pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
             SectionKind::Strings => (file_bytes / 8, 1),
             SectionKind::Codes => (file_bytes / 16, CodeRecord::BYTES),
             SectionKind::Stacks => (file_bytes / 2, 4),
-            SectionKind::Routes => (file_bytes / 64, RouteRecord::BYTES),
+            SectionKind::Routes => (file_bytes / 32, RouteRecord::BYTES),
             SectionKind::Samples => (file_bytes / 32, SampleRecord::BYTES),
             SectionKind::Collections => (COLLECTIONS * CollectionRecord::BYTES, CollectionRecord::BYTES),
             SectionKind::Ticks => (TICKS * TickRecord::BYTES, TickRecord::BYTES),

@@ -382,8 +382,9 @@ impl Writer<'_> {
         while next != 0 {
             let slot = next - 1;
             let record = self.samples.record(slot);
-            let gone = record.weight * (1.0 - share);
-            record.weight -= gone;
+            let before = record.weight;
+            record.weight *= share;
+            let gone = before - record.weight;
             record.size = (record.size as f64 * share) as u64;
             let link = &self.samples.links[slot as usize];
             next = link.next;
