@@ -7,13 +7,17 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
     native.route(template)                 of the current context's request; the last call wins
     native.end(handle, outcome)            idempotent
     native.server(name)                    the first call wins
+    native.failed()                        something could not be instrumented
 
 None of them raises. Everything here runs inside somebody else's server, so it imports nothing that the server has not
 imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
 
-There are two ways to see a request. Gunicorn calls a hook before and after each one, which costs us some 2,000
-instructions; any other server we give an application that wraps its own (`serve`) and a response that wraps the
-application's (`Body`), which costs four times as much.
+There are two ways to see a request. Gunicorn calls a hook before and after each one. Any other server we give an
+application that wraps its own (`serve`) and a response that wraps the application's (`Body`).
+
+Instructions of one Flask request with the hooks, Gunicorn's own look-ups included and `native` replaced by functions
+that do nothing: 0.5 % more than without on 3.8, 1.3 % fewer on 3.11, 0.2 % more on 3.13. The wrappers cost 12,000
+instructions on 3.11 and 3.13, and 20,000 on 3.7 and 3.8: 3 to 4 % of such a request.
 """
 
 import os
@@ -40,6 +44,11 @@ end = native.end
 
 # Module name to what went wrong when it was instrumented. The module is then as it would be without us.
 failed = {}
+
+
+def leave_alone(name, error):
+    failed[name] = repr(error)
+    native.failed()
 
 
 def instrumented(application, files_leave_the_thread):
@@ -170,7 +179,7 @@ def instrument_gunicorn(module):
 
     def add_hooks(config):
         native.server(name_and_version("gunicorn"))
-        before, after = config.pre_request, config.post_request
+        before, after = config.settings["pre_request"], config.settings["post_request"]
 
         def pre_request(worker, request):
             try:
@@ -182,13 +191,13 @@ def instrument_gunicorn(module):
                 request._leakline_handle = begin(request.method, path)
             except Exception:
                 pass
-            before(worker, request)
+            before.value(worker, request)
 
         def post_request(worker, request, environ, response):
             # Gunicorn calls us in a `finally`.
             error = sys.exc_info()[1]
             try:
-                after(worker, request, environ, response)
+                after.value(worker, request, environ, response)
             finally:
                 handle = getattr(request, "_leakline_handle", 0)
                 if handle:
@@ -199,8 +208,10 @@ def instrument_gunicorn(module):
                     else:
                         end(handle, OK)
 
-        config.set("pre_request", pre_request)
-        config.set("post_request", post_request)
+        # Gunicorn looks its settings up in `__getattr__`, which is asked for what the instance itself does not have.
+        # What is here saves that detour twice a request, which pays for a good part of the hooks.
+        own = vars(config)
+        own["pre_request"], own["post_request"] = pre_request, post_request
 
     worker_class = getattr(module, HOOKED_WORKERS[module.__name__])
     original = worker_class.load_wsgi
@@ -210,7 +221,7 @@ def instrument_gunicorn(module):
         try:
             add_hooks(self.cfg)
         except Exception as error:
-            failed[module.__name__] = repr(error)
+            leave_alone(module.__name__, error)
 
     worker_class.load_wsgi = load_wsgi
 
@@ -324,7 +335,7 @@ def instrument(module):
     try:
         INSTRUMENTS[module.__name__](module)
     except Exception as error:
-        failed[module.__name__] = repr(error)
+        leave_alone(module.__name__, error)
 
 
 class Finder:
@@ -365,7 +376,7 @@ def instrument_after_execution(name, loader):
         execute = loader.exec_module
         own["exec_module"] = exec_module
     except Exception as error:
-        failed[name] = repr(error)
+        leave_alone(name, error)
 
 
 sys.meta_path.insert(0, Finder())
