@@ -1,6 +1,8 @@
 //! What went wrong, in one line that says what happened, on what, and what to do next, and the exit code that says it
 //! to a script.
 use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The exit codes of the command, but for `run`, which otherwise keeps those of the server that it ran.
@@ -38,6 +40,7 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     what: String,
     next: String,
+    no_room: bool,
     /// What the command exits with.
     pub exit: Exit,
 }
@@ -45,21 +48,28 @@ pub struct Failure {
 impl Failure {
     /// `what` happened, on what; `next` is the step to take, an instruction in lower case.
     pub fn new(exit: Exit, what: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { what: what.into(), next: next.into(), exit }
+        Self { what: what.into(), next: next.into(), no_room: false, exit }
     }
 
     /// An operation on `path` that the system refused.
-    pub fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+    pub fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
         let (exit, next) = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => (Exit::Permission, "run as the user who owns it"),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                (Exit::Error, "free some space, or choose another place with --dir")
-            }
-            std::io::ErrorKind::ReadOnlyFilesystem => (Exit::Error, "choose another place with --dir"),
+            ErrorKind::PermissionDenied => (Exit::Permission, "run as the user who owns it"),
+            _ if is_no_room(error) => (Exit::Error, "make room, or choose another place with --dir"),
             _ => (Exit::Error, "check the path, or choose another place with --dir"),
         };
-        Self::new(exit, format!("cannot {doing} {}: {error}", path.display()), next)
+        let what = format!("cannot {doing} {}: {error}", path.display());
+        Self { no_room: is_no_room(error), ..Self::new(exit, what, next) }
     }
+
+    /// The disk is full, or can't be written to at all: a state of the machine, not a mistake of the user's.
+    pub fn is_no_room(&self) -> bool {
+        self.no_room
+    }
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem)
 }
 
 impl fmt::Display for Failure {

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Exit, Failure};
 use crate::target::process::{self, Identity};
 
+mod upkeep;
+
 const RECORD: &str = "run.json";
 const TABLE: &str = "leakline";
 
@@ -111,8 +113,14 @@ impl Runs {
         let cwd = std::env::current_dir().unwrap_or_default();
         let record =
             Record { argv, cwd, started, ended: None, exit_code: None, launcher, pid: 0, start_ticks: 0, limit_bytes };
-        record.write(&folder)?;
-        Ok(Run { folder, record: Some(record), tables: Vec::new() })
+        let run = Run { folder, record: Some(record), tables: Vec::new() };
+        match run.record.iter().try_for_each(|record| record.write(&run.folder)) {
+            Ok(()) => Ok(run),
+            Err(failure) => {
+                run.delete();
+                Err(failure)
+            }
+        }
     }
 
     /// Every run, the latest first.

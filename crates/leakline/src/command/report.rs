@@ -95,7 +95,7 @@ pub fn printed(findings: &Findings, run: &Run, global: &Global, stream: &impl Ra
 }
 
 fn no_table(run: &Run) -> Failure {
-    let what = format!("{} holds no table: no process of it was a Python that the agent knows", run.folder.display());
+    let what = format!("{} holds no table: the agent started in none of its processes", run.folder.display());
     Failure::new(Exit::NoTable, what, "see what would work with `leakline doctor`")
 }
 

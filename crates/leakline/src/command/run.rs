@@ -1,7 +1,6 @@
 //! `leakline run`: from a server's command line to its end, and to the report of what its memory did meanwhile.
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,15 +8,11 @@ use nix::sys::signal::Signal;
 
 use super::{Global, report, say};
 use crate::failure::Failure;
-use crate::reader;
-use crate::runs::{Run as Recorded, Runs, TableFile};
+use crate::runs::{Run as Recorded, Runs};
 use crate::target::agent::Source;
-use crate::target::launch::{Ended, Recording, Server};
+use crate::target::launch::{Ended, Environment, Recording, Server};
 use crate::target::limit;
 use crate::target::process::Identity;
-
-/// The most tables of ended processes that a run keeps while it goes on: 1 GiB at their default size.
-const ENDED_TABLES: usize = 32;
 
 /// Start a server and watch its memory
 ///
@@ -53,20 +48,15 @@ pub struct Run {
 impl Run {
     /// Runs the server to its end; the exit code is the server's.
     pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
-        let runs = Runs::create(&global.dir())?;
-        runs.prune(self.keep as usize - 1);
-        let agent = Source::find()?.install(runs.dir())?;
-        let argv = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        let mut run = runs.begin(argv, limit::of(std::process::id()))?;
-        let recording = Recording {
-            agent,
-            tables: run.folder.clone(),
-            table_bytes: self.table << 20,
-            budget: self.budget / 100.0,
-            exact: self.exact,
+        let (mut run, environment) = match self.prepare(global) {
+            // A server that would have started must start on a full disk, too.
+            Err(failure) if failure.is_no_room() => {
+                say(&format!("{failure}. The server runs without the agent"));
+                return Ok(Server::start(&self.command, &[])?.wait(|| ())?.code().into());
+            }
+            prepared => prepared?,
         };
-        let started = recording.environment().and_then(|environment| Server::start(&self.command, &environment));
-        let server = match started {
+        let server = match Server::start(&self.command, &environment) {
             Ok(server) => server,
             Err(failure) => {
                 run.delete();
@@ -77,10 +67,37 @@ impl Run {
         if let Some(identity) = Identity::of(server.pid()) {
             note(run.started_as(identity));
         }
-        let ended = server.wait(|| forget_oldest(&run.folder))?;
+        let ended = server.wait(|| {
+            if let Ok(run) = Recorded::open(&run.folder) {
+                run.keep_latest();
+            }
+        })?;
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
         Ok(ended.code().into())
+    }
+
+    /// Makes the run's folder, and says what the server has to be told.
+    fn prepare(&self, global: &Global) -> Result<(Recorded, Environment), Failure> {
+        let runs = Runs::create(&global.dir())?;
+        runs.prune(self.keep as usize - 1);
+        let agent = Source::find()?.install(runs.dir())?;
+        let argv = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let run = runs.begin(argv, limit::of(std::process::id()))?;
+        let recording = Recording {
+            agent,
+            tables: run.folder.clone(),
+            table_bytes: self.table << 20,
+            budget: self.budget / 100.0,
+            exact: self.exact,
+        };
+        match recording.environment() {
+            Ok(environment) => Ok((run, environment)),
+            Err(failure) => {
+                run.delete();
+                Err(failure)
+            }
+        }
     }
 }
 
@@ -97,33 +114,10 @@ fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure
     if run.is_alive() {
         say("some of the server's processes still run; `leakline report` follows them");
     }
-    forget_idle(&run);
+    run.keep_telling();
     let folder = run.folder.display();
     say(&format!("the tables stay in {folder}; see this again with `leakline report {folder}`"));
     Ok(())
-}
-
-/// Servers that restart their workers, as gunicorn does with `--max-requests`, would fill the disk with tables of the
-/// dead: only the latest are kept.
-fn forget_oldest(folder: &Path) {
-    let Ok(run) = Recorded::open(folder) else { return };
-    let ended: Vec<_> = run.tables.iter().filter(|table| !table.process.is_alive()).collect();
-    ended.iter().take(ended.len().saturating_sub(ENDED_TABLES)).for_each(|table| forget(table));
-}
-
-/// One that can't be deleted does no harm.
-fn forget(table: &TableFile) {
-    let _ = std::fs::remove_file(&table.path);
-}
-
-/// Deletes the tables of processes that have ended and never served a request: the server's parent, helpers. Where no
-/// process served any, all are kept: they are all that there is.
-fn forget_idle(run: &Recorded) {
-    let is_idle = |table: &TableFile| reader::header(&table.path).is_ok_and(|header| header.requests == 0);
-    let (idle, rest): (Vec<_>, Vec<_>) = run.tables.iter().partition(|table| is_idle(table));
-    if !rest.is_empty() {
-        idle.into_iter().filter(|table| !table.process.is_alive()).for_each(forget);
-    }
 }
 
 /// What went wrong beside the server is said and does not stop it.

@@ -34,6 +34,9 @@ const FORWARDED: [Signal; 10] = [
 
 const HALF_A_MINUTE_MS: u16 = 30_000;
 
+/// Variables, by name.
+pub type Environment = Vec<(&'static str, OsString)>;
+
 /// What the agent is told: how to record, and where to.
 #[derive(Clone, Debug)]
 pub struct Recording {
@@ -51,7 +54,7 @@ pub struct Recording {
 
 impl Recording {
     /// The environment variables that say so, for a server that would otherwise be started with ours.
-    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>, Failure> {
+    pub fn environment(&self) -> Result<Environment, Failure> {
         let run = self.tables.file_name().unwrap_or_default();
         let mut variables = vec![
             ("LD_PRELOAD", preload(&self.agent, std::env::var_os("LD_PRELOAD"))?),
@@ -112,7 +115,7 @@ pub struct Server {
 
 impl Server {
     /// Starts `command` with `environment` added to our own.
-    pub fn start(command: &[OsString], environment: &[(&str, OsString)]) -> Result<Self, Failure> {
+    pub fn start(command: &[OsString], environment: &[(&'static str, OsString)]) -> Result<Self, Failure> {
         // Somebody who ignores SIGCHLD, as some supervisors do, would have the kernel throw the exit code away.
         // SAFETY: the default action runs no code of ours.
         unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map_err(no_signals)?;
