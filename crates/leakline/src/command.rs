@@ -121,7 +121,7 @@ pub fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "leakline: {line}");
 }
 
-/// The JSON text of what has no keys but strings, on lines of its own.
+/// The JSON text of a listing, on lines of its own.
 fn json(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).expect("all keys are strings") + "\n"
+    serde_json::to_string_pretty(value).expect("strings, numbers and lists always have a JSON form") + "\n"
 }

@@ -56,8 +56,8 @@ pub struct TableFile {
 pub struct Record {
     /// The command line of the server.
     pub argv: Vec<String>,
-    /// Where it was started.
-    pub cwd: PathBuf,
+    /// Where it was started, as far as the path is UTF-8.
+    pub cwd: String,
     /// Seconds since the Unix epoch.
     pub started: f64,
     /// Seconds since the Unix epoch; null while it runs, or where `leakline run` itself was killed.
@@ -110,7 +110,7 @@ impl Runs {
         let launcher = std::process::id();
         let folder = self.dir.join(format!("run-{}-{launcher}", started as u64));
         make_folder(&folder)?;
-        let cwd = std::env::current_dir().unwrap_or_default();
+        let cwd = std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned();
         let record =
             Record { argv, cwd, started, ended: None, exit_code: None, launcher, pid: 0, start_ticks: 0, limit_bytes };
         let run = Run { folder, record: Some(record), tables: Vec::new() };
@@ -239,7 +239,7 @@ impl Run {
 
 impl Record {
     fn write(&self, folder: &Path) -> Result<(), Failure> {
-        let text = serde_json::to_vec_pretty(self).expect("a record has no keys but strings");
+        let text = serde_json::to_vec_pretty(self).expect("strings and numbers always have a JSON form");
         write_whole(&folder.join(RECORD), &text)
     }
 }

@@ -3,6 +3,7 @@ mod harness;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -174,6 +175,15 @@ fn a_killed_server_leaves_a_report_and_only_its_owner_can_read_it() {
         assert_eq!(mode(&run), 0o700);
         fs::read_dir(run).unwrap().for_each(|file| assert_eq!(mode(&file.unwrap().path()), 0o600));
     }
+}
+
+#[test]
+fn a_server_may_be_started_in_a_folder_whose_name_is_no_text() {
+    let tables = Tables::new("bytes");
+    let at = tables.0.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::create_dir(&at).unwrap();
+    let run = tables.leakline(&["run", "--", "sh", "-c", "exit 3"]).current_dir(&at).output().unwrap();
+    assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::runs::Run;
 #[command(after_help = "\
 Examples:
   leakline report                          the latest run
-  leakline report 4711                     the run that process 4711 belongs to: a worker, the server, its parent
+  leakline report 4711                     the run that process 4711 belongs to
   leakline report ./saved-run --json       a folder of tables that you kept
 
 Exits with 3 when it found what --fail-on names, 4 when there is no run or table, 5 when no table can be read.")]
@@ -89,7 +89,7 @@ pub fn printed(findings: &Findings, run: &Run, global: &Global, stream: &impl Ra
     if global.json {
         return report::json(findings) + "\n";
     }
-    let home = run.record.as_ref().map(|record| record.cwd.clone()).unwrap_or_default();
+    let home = Path::new(run.record.as_ref().map_or("", |record| &record.cwd));
     let source = |file: &str, line: u32| source_line(&home.join(file), line);
     report::text(findings, Printed { source: &source, colour: global.coloured(stream) })
 }
