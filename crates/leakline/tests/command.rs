@@ -113,11 +113,14 @@ fn signals_reach_the_server() {
 }
 
 /// Runs its arguments in a terminal of their own, presses Ctrl-C when they say that they are ready, and exits with
-/// their exit code.
+/// their exit code, or with 77 where there are no terminals.
 const PRESSES_CTRL_C: &str = r"
 import os, pty, signal, sys
 signal.alarm(100)
-pid, terminal = pty.fork()
+try:
+    pid, terminal = pty.fork()
+except OSError:
+    sys.exit(77)
 if pid == 0:
     os.execv(sys.argv[1], sys.argv[1:])
 said = b''
@@ -152,6 +155,10 @@ fn ctrl_c_in_a_terminal_is_delivered_once() {
     let mut terminal = Command::new("python3");
     terminal.args(["-c", PRESSES_CTRL_C, harness::LEAKLINE, "--dir"]).arg(&tables.0);
     let status = terminal.args(["run", "--", "python3", "-c", COUNTS_INTERRUPTS]).status().unwrap();
+    if status.code() == Some(77) {
+        eprintln!("skipped: this machine has no pseudo-terminals");
+        return;
+    }
     assert_eq!(status.code(), Some(1));
 }
 
