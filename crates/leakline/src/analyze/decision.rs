@@ -12,8 +12,6 @@
 //!    for k). [`Shape::doubt`] is the probability of a mean age this close to the middle under the mildest trend.
 //!
 //! `docs/decision.md` derives the constants and gives the measured error rates.
-use std::collections::HashMap;
-
 /// Fewer independent survivors than this are never called a leak: (Σw)² / Σw² over requests.
 pub const FEWEST_SURVIVORS: f64 = 8.0;
 /// Nor are survivors of fewer requests.
@@ -48,8 +46,8 @@ pub struct Survivor<Request> {
     pub bytes: f64,
     /// Variance of `bytes` as a share of its square.
     pub noise: f64,
-    /// A list's growth: see [`Shape::patience`].
-    pub growth: bool,
+    /// Bytes by which a block grew; 0 for a block of its own.
+    pub growth: u64,
     /// A full collection has passed over it.
     pub collected: bool,
 }
@@ -68,8 +66,9 @@ pub struct Served {
 /// Whether cyclic garbage that nobody collected yet could explain the growth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Garbage {
-    /// No: what was there before the last full collection is still there.
-    Survived,
+    /// No: what was there before the last full collection is still there, or most of it is in one list, which was alive
+    /// when it grew last.
+    RuledOut,
     /// Yes: little is left of what was there before the last full collection.
     Collected,
     /// Nobody can tell: too little was there when the collector last ran over everything, if it ever did.
@@ -96,24 +95,19 @@ pub struct Shape {
 
 impl Shape {
     /// The shape of these survivors.
-    pub fn of<Request: Eq + std::hash::Hash + Copy>(survivors: &[Survivor<Request>], served: &Served) -> Self {
+    pub fn of<Request: Ord + Copy>(survivors: &[Survivor<Request>], served: &Served) -> Self {
         let total: f64 = survivors.iter().map(|survivor| survivor.bytes).sum();
-        let mut by_request: HashMap<Request, (f64, f64)> = HashMap::new();
-        for survivor in survivors {
-            let (bytes, noise) = by_request.entry(survivor.request).or_default();
-            *bytes += survivor.bytes;
-            *noise += survivor.bytes * survivor.noise;
-        }
-        let squares: f64 = by_request.values().map(|(bytes, _)| bytes * bytes).sum();
-        let noise: f64 = by_request.values().map(|(bytes, noise)| bytes * noise).sum();
+        let requests = by_request(survivors);
+        let squares: f64 = requests.iter().map(|(bytes, _)| bytes * bytes).sum();
+        let noise: f64 = requests.iter().map(|(bytes, noise)| bytes * noise).sum();
         let mut ages: Vec<(f64, f64)> =
             survivors.iter().map(|survivor| (survivor.age, survivor.bytes / total)).collect();
         ages.sort_by(|one, other| one.0.total_cmp(&other.0));
-        let grown: f64 = survivors.iter().filter(|survivor| survivor.growth).map(|survivor| survivor.bytes).sum();
+        let grown: f64 = survivors.iter().filter(|survivor| survivor.growth > 0).map(|survivor| survivor.bytes).sum();
         let count = total * total / squares;
         Self {
             survivors: count,
-            requests: by_request.len(),
+            requests: requests.len(),
             witnesses: total * total / noise,
             mean: ages.iter().map(|(age, share)| age * share).sum(),
             distance: distance_from_even(&ages),
@@ -146,13 +140,16 @@ impl Shape {
     }
 }
 
-/// Survivors that a leak needs so that, looked at among `groups`, it is found nearly always (its mean age being at
-/// most two standard deviations off).
+/// Survivors that a leak must be expected to leave so that it is found 19 times in 20, when so many `groups` are looked
+/// at without it: its mean age may be two standard deviations off the middle, and the survivors themselves be fewer than
+/// expected by two of theirs.
 pub fn survivors_needed(longest: f64, bytes: f64, groups: usize) -> f64 {
+    // A leak is itself looked at as a function, as a line and with its route.
+    let groups = groups as f64 + 3.0;
     let (offset, deviation) = trend(mildest_trend(longest, bytes, 0.0));
-    let sure = upper_tail_inverse(ERROR / groups.max(1) as f64);
-    let root = (sure * deviation + 2.0 * EVEN_DEVIATION) / offset;
-    (root * root).max(FEWEST_SURVIVORS * 1.5)
+    let root = (upper_tail_inverse(ERROR / groups) * deviation + 2.0 * EVEN_DEVIATION) / offset;
+    let enough = (root * root).max(FEWEST_SURVIVORS).max(FEWEST_REQUESTS as f64);
+    enough + 2.0 * enough.sqrt()
 }
 
 /// Standard deviation of an age under an even spread.
@@ -183,6 +180,18 @@ fn trend(k: f64) -> (f64, f64) {
     (0.5 - mean, variance.sqrt())
 }
 
+/// The bytes of each request, and the sum of their noise.
+fn by_request<Request: Ord + Copy>(survivors: &[Survivor<Request>]) -> Vec<(f64, f64)> {
+    let mut sorted: Vec<_> = survivors.iter().collect();
+    sorted.sort_unstable_by_key(|survivor| survivor.request);
+    let of_one = |one: &[&Survivor<Request>]| {
+        one.iter().fold((0.0, 0.0), |(bytes, noise), survivor| {
+            (bytes + survivor.bytes, noise + survivor.bytes * survivor.noise)
+        })
+    };
+    sorted.chunk_by(|one, other| one.request == other.request).map(of_one).collect()
+}
+
 fn distance_from_even(ages: &[(f64, f64)]) -> f64 {
     let mut below = 0.0;
     let mut distance: f64 = 0.0;
@@ -203,16 +212,20 @@ fn least_third(ages: &[(f64, f64)]) -> f64 {
 }
 
 /// Under a leak the bytes from before the last full collection are binomial with the share of requests before it.
+///
+/// Where it cannot tell, a list may: it grows by an eighth of its length at a time, so that a riser of a sixteenth of all
+/// bytes shows one that holds at least half of them, and nobody appends to garbage.
 fn garbage<Request>(survivors: &[Survivor<Request>], total: f64, count: f64, before: f64) -> Garbage {
     if before * count < EXPECTED_BEFORE_COLLECTION {
-        return Garbage::Untested;
+        let riser = survivors.iter().map(|survivor| survivor.growth).max().unwrap_or(0);
+        return if riser as f64 * 16.0 >= total { Garbage::RuledOut } else { Garbage::Untested };
     }
     let left: f64 = survivors.iter().filter(|survivor| survivor.collected).map(|survivor| survivor.bytes).sum();
     let missing = before - left / total;
     let deviation = (before * (1.0 - before) / count).sqrt();
     match missing > (TOLERANCE * deviation).max(before * 0.5) || left == 0.0 {
         true => Garbage::Collected,
-        false => Garbage::Survived,
+        false => Garbage::RuledOut,
     }
 }
 
@@ -246,7 +259,7 @@ mod tests {
                 age,
                 bytes: 65_536.0,
                 noise: 1.0,
-                growth: false,
+                growth: 0,
                 collected: age <= served.collected,
             })
             .collect();
@@ -283,14 +296,7 @@ mod tests {
     fn many_survivors_of_few_requests_are_too_little() {
         let survivors: Vec<_> = even(100)
             .enumerate()
-            .map(|(at, age)| Survivor {
-                request: at / 20,
-                age,
-                bytes: 1.0,
-                noise: 1.0,
-                growth: false,
-                collected: false,
-            })
+            .map(|(at, age)| Survivor { request: at / 20, age, bytes: 1.0, noise: 1.0, growth: 0, collected: false })
             .collect();
         assert!(!Shape::of(&survivors, &SERVED).is_enough());
     }
@@ -298,9 +304,26 @@ mod tests {
     #[test]
     fn the_collector_decides_where_it_can() {
         let at = |collected| Served { collected, ..SERVED };
-        assert_eq!(shape(even(40), at(0.5)).garbage, Garbage::Survived);
+        assert_eq!(shape(even(40), at(0.5)).garbage, Garbage::RuledOut);
         assert_eq!(shape(even(40), at(0.0)).garbage, Garbage::Untested);
         assert_eq!(shape(even(40).map(|age| 0.2 + 0.8 * age), at(0.2)).garbage, Garbage::Collected);
+    }
+
+    #[test]
+    fn a_list_that_holds_most_of_it_was_no_garbage_when_it_grew() {
+        let with_last_riser = |growth: u64| {
+            let risers = (0..40).map(|request| Survivor {
+                request,
+                age: (request as f64 + 0.5) / 40.0,
+                bytes: 1_000.0,
+                noise: 0.2,
+                growth: if request == 39 { growth } else { 100 },
+                collected: false,
+            });
+            Shape::of(&risers.collect::<Vec<_>>(), &SERVED).garbage
+        };
+        assert_eq!(with_last_riser(4_000), Garbage::RuledOut);
+        assert_eq!(with_last_riser(100), Garbage::Untested);
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub fn findings(evidence: &Evidence) -> Analysis {
         findings,
         routes: totals(evidence, &deposits),
         unattributed: unattributed(evidence),
-        smallest_visible: smallest_visible(evidence, &deposits, looked_at.max(1)),
+        smallest_visible: smallest_visible(evidence, &deposits, looked_at),
     }
 }
 
@@ -173,7 +173,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
     let frame = |line: LineId| deposits.frames[line.0].clone();
     let frames = |place: Place| evidence.workers[place.stack.0].stacks[place.stack.1 as usize].clone();
 
-    let most = if group.shape.garbage == Garbage::Survived { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
+    let most = if group.shape.garbage == Garbage::RuledOut { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
     routes.dedup();
     routes.sort_by_cached_key(|route| Reverse(deposits.requests_of(|source| source.route() == Some(*route))));

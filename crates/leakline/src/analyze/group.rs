@@ -162,7 +162,7 @@ fn survivor(deposits: &Deposits, deposit: &Deposit) -> Option<Survivor<(usize, S
         age: ((middle - window.from) / window.requests()).clamp(0.0, 1.0),
         bytes: deposit.bytes * share,
         noise: deposit.noise,
-        growth: deposit.growth,
+        growth: if deposit.growth { deposit.size } else { 0 },
         collected: middle <= history.collected,
     })
 }

@@ -318,7 +318,7 @@ fn finding(finding: &analyze::Finding) -> Finding {
         confidence: finding.confidence,
         samples: finding.samples,
         requests: finding.requests,
-        collected: finding.garbage == Garbage::Survived,
+        collected: finding.garbage == Garbage::RuledOut,
         site: finding.site.as_ref().map(line),
         application: finding.application.as_ref().map(line),
         stack: finding.stack.iter().map(line).collect(),

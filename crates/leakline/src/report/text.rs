@@ -19,7 +19,9 @@ pub struct Printed<'a> {
 }
 
 /// Findings that are told in full.
-const TOLD_IN_FULL: usize = 3;
+const TOLD_IN_FULL: usize = 2;
+/// Findings that are told in a line each after these.
+const TOLD_IN_SHORT: usize = 4;
 /// Rows of the table of routes.
 const ROUTES: usize = 8;
 /// Lines of a call path.
@@ -83,8 +85,12 @@ impl Page<'_> {
         for finding in report.findings.iter().take(TOLD_IN_FULL) {
             self.finding(report, finding)?;
         }
-        for finding in report.findings.iter().skip(TOLD_IN_FULL) {
+        for finding in report.findings.iter().skip(TOLD_IN_FULL).take(TOLD_IN_SHORT) {
             writeln!(self.text, "also: {}", clean(&finding.summary))?;
+        }
+        let told = TOLD_IN_FULL + TOLD_IN_SHORT;
+        if report.findings.len() > told {
+            writeln!(self.text, "and {} more, which `--json` has", report.findings.len() - told)?;
         }
         if report.findings.len() > TOLD_IN_FULL {
             writeln!(self.text)?;
@@ -121,7 +127,7 @@ impl Page<'_> {
         let certainty = finding.confidence * 100.0;
         let caution = match finding.collected {
             true => "",
-            false => ";\n           not collected garbage is not ruled out yet",
+            false => ",\n           as it may be cyclic garbage that no full collection has met yet",
         };
         writeln!(
             self.text,
@@ -232,12 +238,11 @@ impl Page<'_> {
     fn next_step(&mut self, report: &Report) -> fmt::Result {
         let found = report.findings.first().and_then(|finding| finding.application.as_ref().or(finding.site.as_ref()));
         match found {
-            Some(line) => writeln!(
-                self.text,
-                "Next: look at what line {} of {} adds to and never takes away from.",
-                line.line,
-                shorten(&short_file(&line.file), NAME),
-            ),
+            Some(line) => {
+                let name = clean(line.file.rsplit('/').next().unwrap_or_default());
+                let place = format!("{}:{}", shorten(&name, NAME), line.line);
+                writeln!(self.text, "Next: see what {place} adds to, and what should take it away again.")
+            }
             None if report.findings.is_empty() => {
                 writeln!(self.text, "Next: let it serve more requests for a finer answer, then report again.")
             }
