@@ -22,6 +22,8 @@ pub struct Case {
     pub pythons: Vec<String>,
     /// What pip has to install, as a requirements file.
     pub requirements: &'static str,
+    /// What `leakline run` is told besides the server's command.
+    pub options: Vec<String>,
     /// The traffic that brings out its behaviour.
     pub traffic: Plan,
     command: String,
@@ -34,6 +36,8 @@ pub struct Case {
 struct Description {
     story: String,
     pythons: Vec<String>,
+    #[serde(default)]
+    options: Vec<String>,
     command: String,
 }
 
@@ -65,6 +69,7 @@ impl Case {
             story: description.story,
             pythons: description.pythons,
             requirements: text("requirements.txt"),
+            options: description.options,
             traffic,
             command: description.command,
             folder,

@@ -83,7 +83,7 @@ fn check(name: &str) {
         let folder = harness::folder(name);
         case.unpack(&folder).unwrap();
         let port = harness::free_port();
-        let server = Server::start(&case.command(&python, port), &folder, port);
+        let server = Server::start_with(&case.options, &case.command(&python, port), &folder, port);
         server.drive_well(&case.traffic);
         let kept = match &expected {
             Expected::Leak { clauses, .. } => clauses.iter().find_map(|clause| match clause {

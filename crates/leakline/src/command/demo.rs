@@ -117,7 +117,7 @@ impl Running {
         let errors = output.try_clone().map_err(|error| Failure::io("write", &log, &error))?;
         let words = case.command(python, port);
         let mut command = leakline(tables)?;
-        command.arg("run").arg("--").args(&words).current_dir(folder);
+        command.arg("run").args(&case.options).arg("--").args(&words).current_dir(folder);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         // SAFETY: prctl is async-signal-safe, and nothing else is done between fork and exec.
         unsafe {
@@ -126,8 +126,8 @@ impl Running {
         }
         let child = command.spawn().map_err(|error| Failure::io("run", Path::new(command.get_program()), &error))?;
         let server = Server { host: Ipv4Addr::LOCALHOST.to_string(), port };
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        say("server", &format!("leakline run -- {}", words.join(" ")));
+        let shown: Vec<_> = command.get_args().skip(2).map(|word| word.to_string_lossy()).collect();
+        say("server", &format!("leakline {}", shown.join(" ")));
         let mut running = Running { server, child, log };
         running.wait_until_it_accepts()?;
         Ok(running)

@@ -84,13 +84,20 @@ pub struct Server {
 impl Server {
     /// Starts `command` in the folder `at`, and waits until it accepts connections on `port`.
     pub fn start(command: &[OsString], at: &Path, port: u16) -> Server {
+        Server::start_with(&[], command, at, port)
+    }
+
+    /// The same, with options for `leakline run`.
+    pub fn start_with(options: &[String], command: &[OsString], at: &Path, port: u16) -> Server {
         build_agent();
         let folder = folder("server");
         let log = File::create(folder.join("log")).unwrap();
         let launcher = Command::new(LEAKLINE)
             .arg("--dir")
             .arg(folder.join("tables"))
-            .args(["run", "--"])
+            .arg("run")
+            .args(options)
+            .arg("--")
             .args(command)
             .current_dir(at)
             .env("PYTHONDONTWRITEBYTECODE", "1")
