@@ -9,7 +9,7 @@ app = Flask(__name__)
 
 @lru_cache(maxsize=3000)
 def profile(number):
-    return {"id": number, "name": "user %d" % number, "bio": "x" * 1024}
+    return {"id": number, "name": "user %d" % number, "bio": ("%d " % number) * 200}
 
 
 @app.route("/profile/<int:number>")
