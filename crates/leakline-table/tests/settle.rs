@@ -234,3 +234,21 @@ fn ticks_thin_out_and_collections_go_round() {
     assert_eq!(snapshot.collections.last().map(|last| last.requests), Some(997));
     assert!(snapshot.collections.is_sorted_by(|a, b| a.requests + 4 == b.requests), "the last 64, without a gap");
 }
+
+#[test]
+fn a_block_revived_while_several_requests_are_in_flight_is_nobodys() {
+    let mut table = Table::new(1);
+    let request = table.writer.begin(b"GET", b"/healthy", 0);
+    born(&mut table, 0x1000, request);
+    table.writer.end(request, OK, |_| Life::Parked);
+    let (leaking, idle) = (table.writer.begin(b"GET", b"/report", 0), table.writer.begin(b"GET", b"/idle", 0));
+    table.writer.end(idle, OK, in_use);
+    let (record, route) = survivor(&table);
+    assert_eq!((route.as_str(), record.owner, record.flags & FLAG_RECYCLED), ("", OWNER_NONE, FLAG_RECYCLED));
+
+    // A temporary of the other one: it is parked again, and then somebody's who is alone.
+    table.writer.end(leaking, OK, |_| Life::Parked);
+    assert!(table.snapshot().samples.is_empty());
+    pass(&mut table, "/report", OK, in_use);
+    assert_eq!(survivor(&table).1, "GET /report");
+}

@@ -340,12 +340,18 @@ impl Writer<'_> {
         (is_live && record.address != 0).then_some(record)
     }
 
+    /// A block has got another life, from the request that has just ended or, where others are in flight, from one of
+    /// them: then nobody can tell, and it is left to the analysis, which knows who keeps blocks of its size.
     fn revived(&mut self, block: Watched, mark: u64, settle: impl Fn(&mut SampleRecord)) {
-        let born = self.header.requests;
+        let (born, others_in_flight) = (self.header.requests, self.header.requests_open > 1);
         let record = self.samples.record(block.slot);
         record.flags = record.flags & !FLAG_PARKED | FLAG_RECYCLED;
         (record.mark, record.born, record.looks) = (mark, born, 0);
-        settle(record);
+        if others_in_flight {
+            (record.owner, record.route, record.outcome, record.ordinal) = (OWNER_NONE, 0, 0, 0);
+        } else {
+            settle(record);
+        }
     }
 
     fn route_of(&mut self, request: &Request) -> u32 {

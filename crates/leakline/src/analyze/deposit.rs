@@ -4,7 +4,8 @@
 //! - **A tread.** A list that grows by realloc takes its memory in risers, an eighth of its length ahead of need, and
 //!   then fills it over the requests that follow. Its riser is therefore spread over the tread behind it.
 //! - **A free list.** The stack of a recycled sample is that of an earlier life. Its bytes go to the lines that the
-//!   trusted samples of the same route, outcome and size name, in proportion.
+//!   trusted samples of the same route, outcome and size name, in proportion. Where several requests were in flight when
+//!   it was revived, nobody knows whose it is: it goes to the routes whose requests are known to keep blocks of its size.
 //! - **A collection.** Cyclic garbage lives until a full collection, so it matters whether one has passed over it.
 use std::collections::{BTreeMap, HashMap};
 
@@ -157,6 +158,7 @@ impl Deposits {
                 ledger.all.push(deposit);
             }
         }
+        ledger.share_out_ambiguous();
         ledger.settle_recycled();
         ledger
     }
@@ -226,6 +228,39 @@ impl Deposits {
         for (&(_, source), history) in self.histories.iter_mut().filter(|((of, _), _)| *of == index) {
             history.window = Window::of(history.requests);
             history.collected = collection.last_request(source, history.requests);
+        }
+    }
+
+    /// Gives the bytes of recycled samples that any of several requests may have revived to the routes and outcomes that
+    /// are known to keep blocks of that size in that worker, in proportion. The ordinal is that of the request of the
+    /// same relative age.
+    fn share_out_ambiguous(&mut self) {
+        let mut keepers: HashMap<(usize, u64), BTreeMap<Source, f64>> = HashMap::new();
+        for deposit in self.all.iter().filter(|deposit| deposit.source != Source::Outside && !deposit.growth) {
+            *keepers.entry((deposit.worker, deposit.size)).or_default().entry(deposit.source).or_default() +=
+                deposit.bytes;
+        }
+        for at in 0..self.all.len() {
+            let deposit = self.all[at];
+            let keepers = keepers.get(&(deposit.worker, deposit.size));
+            let ambiguous = deposit.recycled && deposit.source == Source::Outside;
+            let Some(keepers) = keepers.filter(|_| ambiguous) else { continue };
+            let total: f64 = keepers.values().sum();
+            let requests = |source| {
+                let history = self.histories.get(&(deposit.worker, source));
+                history.map_or(1, |history| history.requests.max(1)) as f64
+            };
+            let age = deposit.from / requests(Source::Outside);
+            let shares: Vec<Deposit> = keepers
+                .iter()
+                .map(|(&source, &bytes)| {
+                    let ordinal = (age * requests(source)).ceil().clamp(1.0, requests(source));
+                    Deposit { source, bytes: deposit.bytes * bytes / total, from: ordinal, to: ordinal, ..deposit }
+                })
+                .collect();
+            let mut shares = shares.into_iter();
+            self.all[at] = shares.next().unwrap_or(deposit);
+            self.all.extend(shares);
         }
     }
 

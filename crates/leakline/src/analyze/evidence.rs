@@ -95,9 +95,10 @@ pub struct Sample {
     pub born: u64,
     /// Bytes added to an existing block by realloc.
     pub growth: bool,
-    /// The block was handed out again by one of CPython's free lists: [`Owner`] is the request that revived it,
-    /// and the stack is that of the block's first life, so it does not say where the bytes are held now. The
-    /// untainted samples of the same route, outcome and size are the better witnesses of the line.
+    /// The block was handed out again by one of CPython's free lists: [`Owner`] is the request that revived it, or
+    /// [`Owner::Unattributed`] where several were in flight and it could have been any of them. The stack is that of
+    /// the block's first life, so it does not say where the bytes are held now: the untainted samples of the same size
+    /// (and route and outcome, where these are known) are the better witnesses.
     pub recycled: bool,
 }
 
