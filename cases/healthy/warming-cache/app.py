@@ -7,7 +7,7 @@ from flask import Flask
 app = Flask(__name__)
 
 
-@lru_cache(maxsize=3000)
+@lru_cache(maxsize=1500)
 def profile(number):
     return {"id": number, "name": "user %d" % number, "bio": ("%d " % number) * 200}
 
