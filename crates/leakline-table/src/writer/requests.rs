@@ -206,11 +206,13 @@ impl Writer<'_> {
                         self.requests.parked.add(Watched { slot, generation });
                     }
                     Life::InUse(mark) => {
+                        let block = Watched { slot, generation };
                         if is_another_life(record.mark, mark) {
-                            record.flags |= FLAG_RECYCLED;
+                            self.revived(block, mark, settle);
+                        } else {
+                            record.mark = mark;
                         }
-                        record.mark = mark;
-                        self.requests.in_use.add(Watched { slot, generation });
+                        self.requests.in_use.add(block);
                     }
                 }
             }

@@ -235,10 +235,20 @@ impl Deposits {
     /// are known to keep blocks of that size in that worker, in proportion. The ordinal is that of the request of the
     /// same relative age.
     fn share_out_ambiguous(&mut self) {
+        // Those whose stacks are trusted are the better witnesses; only where there is none do the others speak.
         let mut keepers: HashMap<(usize, u64), BTreeMap<Source, f64>> = HashMap::new();
-        for deposit in self.all.iter().filter(|deposit| deposit.source != Source::Outside && !deposit.growth) {
-            *keepers.entry((deposit.worker, deposit.size)).or_default().entry(deposit.source).or_default() +=
-                deposit.bytes;
+        for with_recycled in [false, true] {
+            let mut found: HashMap<(usize, u64), BTreeMap<Source, f64>> = HashMap::new();
+            let speaks = |deposit: &&Deposit| {
+                deposit.source != Source::Outside && deposit.recycled == with_recycled && !deposit.growth
+            };
+            for deposit in self.all.iter().filter(speaks) {
+                let sources = found.entry((deposit.worker, deposit.size)).or_default();
+                *sources.entry(deposit.source).or_default() += deposit.bytes;
+            }
+            for (size, sources) in found {
+                keepers.entry(size).or_insert(sources);
+            }
         }
         for at in 0..self.all.len() {
             let deposit = self.all[at];
