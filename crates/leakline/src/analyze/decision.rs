@@ -287,6 +287,14 @@ mod tests {
         assert!(!shape(both, SERVED).is_even());
     }
 
+    /// The ages of the density 1.72 - 1.44 x: the mean age sees what the distance is too blunt for.
+    #[test]
+    fn a_mild_decline_is_no_leak() {
+        let declining = |n| even(n).map(|share| (1.72 - (1.72_f64.powi(2) - 4.0 * 0.72 * share).sqrt()) / 1.44);
+        assert!(!shape(declining(80), SERVED).is_even());
+        assert!(shape(declining(80), SERVED).distance < DISTANCE / 80_f64.sqrt());
+    }
+
     #[test]
     fn growth_that_stopped_a_while_ago_is_no_leak() {
         assert!(!shape(even(200).map(|age| age * 0.93), SERVED).is_even());

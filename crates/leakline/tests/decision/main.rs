@@ -147,6 +147,25 @@ fn a_list_that_only_grows_is_named_within_500_requests() {
     }
 }
 
+/// Risers are spread over their treads, so memory that is only reserved does not count.
+#[test]
+fn the_rate_of_a_list_is_that_of_its_content() {
+    for seed in 0..20 {
+        let analysis = user_list(seed, 16.0 * KB, 450 + 10 * seed);
+        let rate = analysis.findings[0].rate.bytes;
+        assert!((rate / 40_000.0 - 1.0).abs() < 0.06, "seed {seed}: {rate}");
+    }
+}
+
+/// Few samples of a cache that fills ever more slowly are as even as those of a leak, but they do not speak against a
+/// cache either. Of 300 such histories none raised an alarm (`rates`).
+#[test]
+fn too_few_samples_are_no_proof() {
+    for seed in 0..30 {
+        assert!(!warming_cache(seed, 128.0 * KB, 2_000, 2.0), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_slow_leak_in_a_library_is_named_within_20_000_requests() {
     for seed in 0..5 {
