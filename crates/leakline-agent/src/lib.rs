@@ -30,9 +30,14 @@ mod table;
 static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
-    // A program that carries no Python is none of our business: its hooks stay idle for good.
-    if config::load() && python::api::load() {
+    if !config::load() {
+        return;
+    }
+    if python::api::load() {
         fork::watch();
         sampler::await_interpreter();
+    } else {
+        // A program that carries no Python is none of our business: its hooks stay idle for good.
+        table::remove_predecessor();
     }
 }

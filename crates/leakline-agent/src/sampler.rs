@@ -127,15 +127,18 @@ pub(crate) fn stop() {
     LARGE.set(FOREVER);
 }
 
-/// In a forked child: the first allocation makes a table.
+/// In a forked child: the first sample makes a table. Countdowns are drawn anew, by the new table's interval and from a
+/// seed of the child's own; most children that only start another program never come as far as a sample.
 pub(crate) fn begin_anew() {
-    // SAFETY: the child has one thread, which holds the lock or will be the first to.
-    let control = unsafe { &mut *CONTROL.0.get() };
-    (control.random, control.unmarked, control.floor) = (None, None, LEAST_INTERVAL);
-    (control.window_began_ns, control.window_spent_ns) = (0, 0);
+    // SAFETY: has no preconditions. The child has one thread, which holds the lock or will be the first to.
+    let (pid, control) = unsafe { (libc::getpid() as u64, &mut *CONTROL.0.get()) };
+    let mut random = Random::new(clock::unix_ns() ^ pid << 32);
     if STATE.load(Ordering::Relaxed) == RUNNING {
-        start();
+        SMALL.set(distance(&mut random, first_interval()));
+        LARGE.set(distance(&mut random, first_interval()));
     }
+    (control.random, control.unmarked, control.floor) = (Some(random), None, LEAST_INTERVAL);
+    (control.window_began_ns, control.window_spent_ns) = (0, 0);
 }
 
 /// A block of malloc's is due.
@@ -240,11 +243,12 @@ fn note_mark(recorder: &mut Recorder, bytes: usize) -> bool {
 }
 
 fn draw(recorder: &Recorder, interval: f64) -> i64 {
-    if interval <= 1.0 {
-        return 0;
-    }
-    let random = control(recorder).random.get_or_insert_with(|| Random::new(clock::unix_ns()));
-    (-random.unit().ln() * interval) as i64
+    distance(control(recorder).random.get_or_insert_with(|| Random::new(clock::unix_ns())), interval)
+}
+
+/// Bytes until the next sample: exponential, or none where each block is one.
+fn distance(random: &mut Random, interval: f64) -> i64 {
+    if interval <= 1.0 { 0 } else { (-random.unit().ln() * interval) as i64 }
 }
 
 fn weight(bytes: f64, interval: f64) -> f64 {

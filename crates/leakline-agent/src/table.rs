@@ -2,6 +2,7 @@
 
 use crate::recorder::{FILTER, Recorder};
 use crate::{clock, config, python, sampler};
+use leakline_table::layout::{LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,20 +32,41 @@ pub(crate) fn forget() {
     OWNER.store(0, Ordering::Relaxed);
 }
 
-/// Makes the table of this process, in the folder that the configuration names, and gives it to the recorder.
-pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
-    let config = config::get().ok_or(Failure { what: "LEAKLINE_TABLES is not set", errno: 0 })?;
-    let bytes = config.table_bytes.next_multiple_of(4096);
-    // SAFETY: getpid and getppid have no preconditions.
-    let (pid, parent) = unsafe { (libc::getpid() as u32, libc::getppid() as u32) };
-    let start_ticks = process_start_ticks();
-    let mut path = Text::<4096>::new();
-    path.put(config.tables.to_bytes());
+/// Where the table of a process lies that started at so many clock ticks.
+fn path(tables: &CStr, pid: u32, start_ticks: u64) -> Text<4096> {
+    let mut path = Text::new();
+    path.put(tables.to_bytes());
     path.put(b"/");
     path.number(u64::from(pid));
     path.put(b"-");
     path.number(start_ticks);
     path.put(b".leakline");
+    path
+}
+
+/// Takes away the table that this process has left behind if it was a Python before: a child that a server forks to
+/// start another program may allocate in between, and is no server that anybody asks for.
+pub(crate) fn remove_predecessor() {
+    let Some(config) = config::get() else { return };
+    // SAFETY: has no preconditions.
+    let pid = unsafe { libc::getpid() as u32 };
+    if let Some(path) = path(config.tables, pid, process_start_ticks()).c_str() {
+        // SAFETY: a C string. Most often there is no such file.
+        unsafe { libc::unlink(path.as_ptr()) };
+    }
+}
+
+/// Makes the table of this process, in the folder that the configuration names, and gives it to the recorder.
+pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
+    let config = config::get().ok_or(Failure { what: "LEAKLINE_TABLES is not set", errno: 0 })?;
+    if !(LEAST_BYTES..=MOST_BYTES).contains(&config.table_bytes) {
+        return Err(Failure { what: "LEAKLINE_TABLE_BYTES is out of bounds", errno: 0 });
+    }
+    let bytes = config.table_bytes.next_multiple_of(4096);
+    // SAFETY: getpid and getppid have no preconditions.
+    let (pid, parent) = unsafe { (libc::getpid() as u32, libc::getppid() as u32) };
+    let start_ticks = process_start_ticks();
+    let mut path = path(config.tables, pid, start_ticks);
     let path = path.c_str().ok_or(Failure { what: "the folder's name is too long", errno: 0 })?;
 
     let file = map_file(path, bytes)?;
@@ -61,7 +83,7 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
         interval_bytes: sampler::first_interval(),
     };
     let writer = Writer::create(file, private, &FILTER, &origin)
-        .ok_or(Failure { what: "LEAKLINE_TABLE_BYTES is out of bounds", errno: 0 })?;
+        .ok_or(Failure { what: "its table could not be laid out", errno: 0 })?;
     recorder.install(Some(writer));
     OWNER.store(pid, Ordering::Relaxed);
     Ok(())
