@@ -1,0 +1,42 @@
+"""Allocates in four threads at the same time, and if asked to also in other interpreters."""
+
+import sys
+import threading
+
+try:
+    import _interpreters as interpreters
+except ImportError:
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        interpreters = None
+
+COUNT = 2000
+IN_ANOTHER = """
+kept = [bytes(300) for _ in range(1000)]
+for _ in range(300):
+    [bytearray(2000) for _ in range(10)]
+"""
+
+
+def keeps(kept):
+    for _ in range(30):
+        for place in range(COUNT):
+            kept[place] = bytes(200)
+
+
+def another():
+    interpreter = interpreters.create()
+    interpreters.run_string(interpreter, IN_ANOTHER)
+    interpreters.destroy(interpreter)
+
+
+kept = [[None] * COUNT for _ in range(4)]
+threads = [threading.Thread(target=keeps, args=(one,)) for one in kept]
+if sys.argv[1] == "interpreters" and interpreters:
+    threads += [threading.Thread(target=another) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("keeps", sum(sys.getsizeof(item) for one in kept for item in one))
