@@ -32,8 +32,9 @@ const DISTANCE: f64 = 1.95;
 const GAP: f64 = 7.0;
 /// Each third of the window must hold at least this share, or growth has paused there.
 const LEAST_THIRD: f64 = 1.0 / 12.0;
-/// So many survivors must have been expected before the last full collection for their presence to mean anything.
-const EXPECTED_BEFORE_COLLECTION: f64 = 5.0;
+/// So many survivors must have been expected before the last full collection for their absence to mean anything: a leak
+/// leaves none where seven are expected once in a thousand times.
+const EXPECTED_BEFORE_COLLECTION: f64 = 7.0;
 
 /// What one request has left behind.
 #[derive(Clone, Copy, Debug)]
