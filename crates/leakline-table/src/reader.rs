@@ -153,7 +153,8 @@ impl Snapshot {
         if codes.is_empty() || routes.is_empty() {
             return Err(Refusal::Damaged { what: "its code objects or routes lack the first, which stands for none" });
         }
-        if routes.iter().flat_map(|route| route.record.allocated_bytes).any(|bytes| !is_amount(bytes)) {
+        let totals = |route: &RawRoute| route.record.allocated_bytes.into_iter().chain(route.record.peak_bytes);
+        if !routes.iter().flat_map(totals).all(is_amount) {
             return Err(Refusal::Damaged { what: "a route's total is no number" });
         }
 
@@ -190,7 +191,7 @@ impl Snapshot {
             section(SectionKind::Collections)?.records(CollectionRecord::decode).collect();
         collections.sort_by_key(|collection| collection.time_ns);
         let is_sound = |peak: &PeakRecord| {
-            peak.bytes.is_finite()
+            [peak.bytes, peak.top_bytes, peak.left_bytes].into_iter().all(is_amount)
                 && peak.bytes > 0.0
                 && peak.outcome < 3
                 && peak.phase < 4

@@ -244,7 +244,9 @@ impl Writer<'_> {
             return;
         }
         route.requests[before as usize] = route.requests[before as usize].saturating_sub(1);
-        route.allocated_bytes[before as usize] -= request.allocated_bytes;
+        // Sums of floats do not come apart exactly, and no total may fall below zero.
+        let total = &mut route.allocated_bytes[before as usize];
+        *total = (*total - request.allocated_bytes).max(0.0);
         route.requests[outcome as usize] += 1;
         route.allocated_bytes[outcome as usize] += request.allocated_bytes;
         let ordinal = route.requests[outcome as usize];
@@ -388,6 +390,10 @@ impl Request {
     /// A sample of it was taken.
     pub(super) fn allocated(&mut self, weight: f64) {
         self.allocated_bytes += weight;
+    }
+
+    /// Its samples that live weigh so much more.
+    pub(super) fn kept(&mut self, weight: f64) {
         self.live_bytes += weight;
     }
 
@@ -397,7 +403,8 @@ impl Request {
     }
 
     pub(super) fn live_bytes(&self) -> f64 {
-        self.live_bytes
+        // Sums of floats do not come apart exactly.
+        self.live_bytes.max(0.0)
     }
 
     pub(super) fn phase(&self) -> u8 {

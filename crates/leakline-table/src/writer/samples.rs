@@ -319,6 +319,8 @@ impl Writer<'_> {
         let (phase, ended) = match open {
             Some(index) => {
                 self.samples.join_request(slot, index, &mut self.requests.slot(index).first);
+                // Only here: what thinning has just refused is not held, and what it let pass counts twice.
+                self.requests.slot(index).kept(weight);
                 (self.requests.slot(index).phase(), None)
             }
             None => (Phase::After as u8, self.requests.ended(birth.request)),
@@ -446,7 +448,7 @@ impl Writer<'_> {
                 let request = self.samples.links[slot as usize].request;
                 let record = self.samples.record(slot);
                 if let Some(request) = request.checked_sub(1) {
-                    self.requests.slot(request).freed(-record.weight);
+                    self.requests.slot(request).kept(record.weight);
                 }
                 record.weight *= 2.0;
                 record.address = 0;
