@@ -25,6 +25,11 @@ fn check(snapshot: &Snapshot, file_bytes: usize) {
         assert!((frame.code as usize) < snapshot.codes.len());
     }
     assert!(snapshot.routes.iter().flat_map(|route| route.record.allocated_bytes).all(f64::is_finite));
+    for (peak, stack) in &snapshot.peaks {
+        assert!((peak.route as usize) < snapshot.routes.len() && peak.outcome < 3 && peak.phase < 4);
+        assert!(stack.is_none_or(|stack| (stack as usize) < snapshot.stacks.len()));
+        assert!([peak.bytes, peak.top_bytes, peak.left_bytes].into_iter().all(f64::is_finite));
+    }
     assert!(snapshot.losses().count() <= snapshot.header.lost.len());
     // What is read from a file must not be able to fill the memory. A byte that is no UTF-8 becomes three.
     let names = snapshot.codes.iter().map(|code| code.file.len() + code.function.len() + code.line_table.len());
