@@ -1,33 +1,71 @@
-"""Serves TURNS requests of PATH to itself, through wsgiref and without a socket: `serve_in_process.py PATH TURNS`. As many
-requests warm up, and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
+"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref PATH TURNS`. As many requests warm up,
+and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
+
+Gunicorn's synchronous worker is the real one, with a pair of connected sockets for client and server; wsgiref's handler
+reads and writes memory.
 """
 
 import io
 import os
+import socket
 import sys
-from wsgiref.handlers import SimpleHandler
-from wsgiref.simple_server import WSGIServer
-from wsgiref.util import setup_testing_defaults
 
+import ballast
 from orders import app
 
 
-def serve(server, path):
-    environ = {"PATH_INFO": path}
-    setup_testing_defaults(environ)
-    response = io.BytesIO()
-    # The server's attribute is read for each request, as wsgiref's own request handler does.
-    SimpleHandler(io.BytesIO(), response, sys.stderr, environ).run(server.get_app())
-    assert response.getvalue().startswith(b"HTTP/1.0 200 OK\r\n")
+def gunicorn_worker():
+    from gunicorn.app.base import BaseApplication
+    from gunicorn.glogging import Logger
+    from gunicorn.workers.sync import SyncWorker
+
+    class Application(BaseApplication):
+        def load_config(self):
+            pass
+
+        def load(self):
+            return app
+
+    application = Application()
+    listener = socket.create_server(("127.0.0.1", 0))
+    worker = SyncWorker(0, os.getppid(), [listener], application, 30, application.cfg, Logger(application.cfg))
+    worker.load_wsgi()
+
+    def serve(path):
+        client, server = socket.socketpair()
+        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+        worker.handle(listener, server, ("127.0.0.1", 1))
+        answer = client.recv(65536)
+        client.close()
+        return answer
+
+    return serve
 
 
-path, turns = sys.argv[1], int(sys.argv[2])
-server = WSGIServer(("127.0.0.1", 0), None, bind_and_activate=False)
-server.set_app(app)
+def wsgiref_server():
+    from wsgiref.handlers import SimpleHandler
+    from wsgiref.simple_server import WSGIServer
+    from wsgiref.util import setup_testing_defaults
+
+    server = WSGIServer(("127.0.0.1", 0), None, bind_and_activate=False)
+    server.set_app(app)
+
+    def serve(path):
+        environ = {"PATH_INFO": path}
+        setup_testing_defaults(environ)
+        answer = io.BytesIO()
+        # The server's attribute is read for each request, as wsgiref's own request handler does.
+        SimpleHandler(io.BytesIO(), answer, sys.stderr, environ).run(server.get_app())
+        return answer.getvalue()
+
+    return serve
+
+
+name, path, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
+serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server}[name]()
 for turn in range(turns):
-    serve(server, path)
+    assert b" 200 OK\r\n" in serve(path)[:20]
 os.getsid(0)
 for turn in range(turns):
-    serve(server, path)
+    serve(path)
 os.getpgid(0)
-server.server_close()

@@ -8,7 +8,7 @@ use crate::clock;
 use leakline_table::layout::Loss;
 use leakline_table::writer::{Filter, Writer};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The addresses of sampled blocks; asked by the hooks without the lock.
 pub(crate) static FILTER: Filter = Filter::new();
@@ -18,6 +18,8 @@ static HOLDER: AtomicUsize = AtomicUsize::new(0);
 
 /// Frees that happened while another thread held the lock for long.
 static LATE_FREES: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+/// May there be any? Looking into all places at every entry would cost more than most entries do.
+static ANY_LATE_FREES: AtomicBool = AtomicBool::new(false);
 
 /// Allocations that were not recorded because the lock was held, until a holder counts them.
 static CONTENDED: AtomicU64 = AtomicU64::new(0);
@@ -87,8 +89,9 @@ pub(crate) fn freed(address: usize) {
     let free_place = LATE_FREES
         .iter()
         .find(|place| place.compare_exchange(0, address as u64, Ordering::Release, Ordering::Relaxed).is_ok());
-    if free_place.is_none() {
-        CONTENDED.fetch_add(1, Ordering::Relaxed);
+    match free_place {
+        Some(_) => ANY_LATE_FREES.store(true, Ordering::Release),
+        None => _ = CONTENDED.fetch_add(1, Ordering::Relaxed),
     }
 }
 
@@ -116,7 +119,17 @@ impl Recorder {
         FILTER.clear();
     }
 
+    #[inline]
     fn catch_up(&mut self) {
+        if ANY_LATE_FREES.load(Ordering::Relaxed) || CONTENDED.load(Ordering::Relaxed) != 0 {
+            self.work_off();
+        }
+    }
+
+    #[cold]
+    fn work_off(&mut self) {
+        // Told first and looked at second: a free that comes in between is told again.
+        ANY_LATE_FREES.swap(false, Ordering::AcqRel);
         let contended = CONTENDED.swap(0, Ordering::Relaxed);
         let Some(writer) = self.writer() else { return };
         for _ in 0..contended {

@@ -5,6 +5,7 @@
 
 use crate::recorder::{self, FILTER};
 use crate::sampler::{self, LARGE};
+use leakline_table::writer::Transit;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
@@ -91,11 +92,18 @@ fn pass(block: Pointer, bytes: usize) -> Pointer {
 /// See malloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc(bytes: usize) -> Pointer {
-    if !LARGE.pass(bytes) {
-        // SAFETY: the caller's own call, handed on; so everywhere below.
-        return unsafe { MALLOC.get()(bytes) };
+    if LARGE.pass(bytes) {
+        return malloc_due(bytes);
     }
-    // SAFETY: as above.
+    // SAFETY: the caller's own call, handed on; so everywhere below.
+    unsafe { MALLOC.get()(bytes) }
+}
+
+/// A function of its own, so that the other way through malloc needs no stack.
+#[cold]
+#[inline(never)]
+extern "C" fn malloc_due(bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
     let block = unsafe { MALLOC.get()(bytes) };
     if !block.is_null() {
         sampler::large(block as usize, bytes);
@@ -129,27 +137,44 @@ pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
     }
     // SAFETY: `block` is a block of the allocator below, as the caller of realloc promises.
     let before = unsafe { USABLE_SIZE.get()(block) };
-    let added = bytes.saturating_sub(before);
     if FILTER.may_hold(block as usize) {
         if let Some(transit) = sampler::depart(block as usize) {
-            // SAFETY: as in malloc.
-            let moved = unsafe { REALLOC.get()(block, bytes) };
-            if bytes == 0 && moved.is_null() {
-                sampler::give_up(transit);
-            } else if moved.is_null() {
-                sampler::stay(transit, block as usize);
-            } else {
-                sampler::arrive(transit, moved as usize, bytes);
-            }
-            return moved;
+            return resize_sampled(transit, block, bytes);
         }
     }
     // Only here: the growth of a sampled block is recorded for certain, and what is recorded for certain must not also
     // bring the next sample nearer.
-    let is_due = LARGE.pass(added);
+    let added = bytes.saturating_sub(before);
+    if LARGE.pass(added) {
+        return grow(block, added, bytes);
+    }
+    // SAFETY: as in malloc.
+    unsafe { REALLOC.get()(block, bytes) }
+}
+
+/// realloc of a sampled block, which has been taken off its address.
+#[cold]
+#[inline(never)]
+fn resize_sampled(transit: Transit, block: Pointer, bytes: usize) -> Pointer {
     // SAFETY: as in malloc.
     let moved = unsafe { REALLOC.get()(block, bytes) };
-    if is_due && added > 0 && !moved.is_null() {
+    if bytes == 0 && moved.is_null() {
+        sampler::give_up(transit);
+    } else if moved.is_null() {
+        sampler::stay(transit, block as usize);
+    } else {
+        sampler::arrive(transit, moved as usize, bytes);
+    }
+    moved
+}
+
+/// realloc of a block that is not sampled, where the countdown has run out.
+#[cold]
+#[inline(never)]
+fn grow(block: Pointer, added: usize, bytes: usize) -> Pointer {
+    // SAFETY: as in malloc.
+    let moved = unsafe { REALLOC.get()(block, bytes) };
+    if added > 0 && !moved.is_null() {
         sampler::large_growth(moved as usize, added, bytes);
     }
     moved

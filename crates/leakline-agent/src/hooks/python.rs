@@ -13,17 +13,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Pointer = *mut c_void;
 
-/// A domain of CPython's allocators: what was there before us.
-struct Domain {
-    original: UnsafeCell<Option<Allocator>>,
-    flags: u8,
-}
+/// What served a domain before us. The hooks get its `ctx`, not one of ours, so that they reach it without a detour.
+struct Original(UnsafeCell<Option<Allocator>>);
 
 // SAFETY: the original is written once, with the GIL held, before the hooks are installed that read it.
-unsafe impl Sync for Domain {}
+unsafe impl Sync for Original {}
 
-static MEM: Domain = Domain { original: UnsafeCell::new(None), flags: FLAG_SMALL };
-static OBJ: Domain = Domain { original: UnsafeCell::new(None), flags: FLAG_SMALL | FLAG_OBJECT };
+static MEM: Original = Original(UnsafeCell::new(None));
+static OBJ: Original = Original(UnsafeCell::new(None));
 
 /// The largest block that the allocator serves without malloc, bytes: pymalloc's 512, less what a debug build of the
 /// allocator adds; 0 under PYTHONMALLOC=malloc, where malloc's hooks see everything and these are not installed.
@@ -36,7 +33,7 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 pub(crate) unsafe fn install(api: &Api) {
     // SAFETY: the caller holds the GIL, so nobody allocates in these domains meanwhile; both Domains are static.
     unsafe {
-        for (number, domain) in [(DOMAIN_MEM, &MEM), (DOMAIN_OBJ, &OBJ)] {
+        for (number, cell) in [(DOMAIN_MEM, &MEM), (DOMAIN_OBJ, &OBJ)] {
             let mut original = std::mem::MaybeUninit::<Allocator>::uninit();
             (api.get_allocator)(number, original.as_mut_ptr());
             let original = original.assume_init();
@@ -45,10 +42,21 @@ pub(crate) unsafe fn install(api: &Api) {
                 return;
             }
             LARGEST.store(largest, Ordering::Relaxed);
-            *domain.original.get() = Some(original);
-            let ctx = std::ptr::from_ref(domain).cast_mut().cast();
-            (api.set_allocator)(number, &mut Allocator { ctx, malloc, calloc, realloc, free });
+            *cell.0.get() = Some(original);
+            let mut hooks =
+                if number == DOMAIN_OBJ { hooks::<true>(original.ctx) } else { hooks::<false>(original.ctx) };
+            (api.set_allocator)(number, &mut hooks);
         }
+    }
+}
+
+fn hooks<const OBJECT: bool>(ctx: Pointer) -> Allocator {
+    Allocator {
+        ctx,
+        malloc: malloc::<OBJECT>,
+        calloc: calloc::<OBJECT>,
+        realloc: realloc::<OBJECT>,
+        free: free::<OBJECT>,
     }
 }
 
@@ -77,99 +85,155 @@ unsafe fn largest_without_malloc(allocator: &Allocator) -> usize {
     [THRESHOLD, THRESHOLD - DEBUG_BYTES].into_iter().find(|bytes| !reaches_malloc(*bytes)).unwrap_or(0)
 }
 
+/// What served this domain before us.
+///
 /// # Safety
-/// `ctx` is one of the two Domains, whose original is set.
+/// The hooks of the domain are installed.
 #[inline(always)]
-unsafe fn domain(ctx: Pointer) -> (&'static Domain, &'static Allocator) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let domain = &*ctx.cast::<Domain>();
-        (domain, (*domain.original.get()).as_ref().unwrap_unchecked())
-    }
+unsafe fn original<const OBJECT: bool>() -> &'static Allocator {
+    let cell = if OBJECT { &OBJ } else { &MEM };
+    // SAFETY: `install` writes the cell before it installs the hooks, and nobody writes it later.
+    unsafe { (*cell.0.get()).as_ref().unwrap_unchecked() }
 }
 
-#[inline(always)]
-fn is_due(bytes: usize) -> bool {
-    bytes <= LARGEST.load(Ordering::Relaxed) && SMALL.pass(bytes)
-}
+// The hooks count all bytes, also those of blocks that are too large for pymalloc. Where the countdown runs out within
+// such a block, no sample is taken and the countdown is drawn anew; since it has no memory, that changes nothing for the
+// small blocks, and saves a comparison in every allocation. What happens seldom is a function of its own, so that the
+// rest needs no stack: malloc is 5 instructions more than without us, free 8.
 
-unsafe extern "C" fn malloc(ctx: Pointer, bytes: usize) -> Pointer {
-    // SAFETY: CPython hands back the ctx that was set; so in all four.
-    let (domain, original) = unsafe { domain(ctx) };
-    if !is_due(bytes) {
+unsafe extern "C" fn malloc<const OBJECT: bool>(ctx: Pointer, bytes: usize) -> Pointer {
+    if SMALL.pass(bytes) {
         // SAFETY: the caller's own call, handed on; so in all four.
-        return unsafe { (original.malloc)(original.ctx, bytes) };
+        return unsafe { malloc_due::<OBJECT>(ctx, bytes) };
     }
     // SAFETY: as above.
-    let block = unsafe { (original.malloc)(original.ctx, bytes) };
-    if !block.is_null() {
-        sampler::small(block as usize, bytes, domain.flags);
-    }
-    block
+    unsafe { (original::<OBJECT>().malloc)(ctx, bytes) }
 }
 
-unsafe extern "C" fn calloc(ctx: Pointer, count: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
-    let (domain, original) = unsafe { domain(ctx) };
-    let all = count.saturating_mul(bytes);
-    // SAFETY: as in malloc.
-    let block = unsafe { (original.calloc)(original.ctx, count, bytes) };
-    if is_due(all) && !block.is_null() {
-        sampler::small(block as usize, all, domain.flags);
+unsafe extern "C" fn calloc<const OBJECT: bool>(ctx: Pointer, count: usize, bytes: usize) -> Pointer {
+    // A product that overflows makes the call fail.
+    let all = count.wrapping_mul(bytes);
+    if SMALL.pass(all) {
+        // SAFETY: as in malloc.
+        return unsafe { calloc_due::<OBJECT>(ctx, count, bytes) };
     }
-    block
+    // SAFETY: as in malloc.
+    unsafe { (original::<OBJECT>().calloc)(ctx, count, bytes) }
 }
 
-unsafe extern "C" fn free(ctx: Pointer, block: Pointer) {
-    // SAFETY: as in malloc.
-    let (_, original) = unsafe { domain(ctx) };
+unsafe extern "C" fn free<const OBJECT: bool>(ctx: Pointer, block: Pointer) {
     if FILTER.may_hold(block as usize) {
         recorder::freed(block as usize);
     }
     // SAFETY: as in malloc.
-    unsafe { (original.free)(original.ctx, block) }
+    unsafe { (original::<OBJECT>().free)(ctx, block) }
 }
 
-unsafe extern "C" fn realloc(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
+unsafe extern "C" fn realloc<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
+    if FILTER.may_hold(block as usize) {
+        // SAFETY: as in malloc.
+        return unsafe { resize_tracked::<OBJECT>(ctx, block, bytes) };
+    }
+    if bytes <= LARGEST.load(Ordering::Relaxed) && SMALL.pass(bytes) {
+        // SAFETY: as in malloc.
+        return unsafe { grow::<OBJECT>(ctx, block, bytes) };
+    }
+    // A large block is seen by malloc's realloc, or by its malloc where pymalloc hands a block over that has grown.
     // SAFETY: as in malloc.
-    let (domain, original) = unsafe { domain(ctx) };
-    // SAFETY: as in malloc.
-    let forward = || unsafe { (original.realloc)(original.ctx, block, bytes) };
-    let tracked = FILTER.may_hold(block as usize);
+    unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) }
+}
+
+/// malloc where the countdown has run out.
+///
+/// # Safety
+/// As for malloc.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn malloc_due<const OBJECT: bool>(ctx: Pointer, bytes: usize) -> Pointer {
+    // SAFETY: the caller's own call, handed on.
+    let block = unsafe { (original::<OBJECT>().malloc)(ctx, bytes) };
+    born::<OBJECT>(block, bytes);
+    block
+}
+
+/// calloc where the countdown has run out.
+///
+/// # Safety
+/// As for calloc.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn calloc_due<const OBJECT: bool>(ctx: Pointer, count: usize, bytes: usize) -> Pointer {
+    // SAFETY: the caller's own call, handed on.
+    let block = unsafe { (original::<OBJECT>().calloc)(ctx, count, bytes) };
+    born::<OBJECT>(block, count.wrapping_mul(bytes));
+    block
+}
+
+/// Samples a new block, unless malloc's hook sees it.
+fn born<const OBJECT: bool>(block: Pointer, bytes: usize) {
+    if bytes > LARGEST.load(Ordering::Relaxed) {
+        sampler::pass_over(bytes);
+    } else if !block.is_null() {
+        sampler::small(block as usize, bytes, flags::<OBJECT>());
+    }
+}
+
+const fn flags<const OBJECT: bool>() -> u8 {
+    if OBJECT { FLAG_SMALL | FLAG_OBJECT } else { FLAG_SMALL }
+}
+
+/// realloc of a block that may be sampled.
+///
+/// # Safety
+/// As for realloc.
+#[cold]
+#[inline(never)]
+unsafe fn resize_tracked<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
+    // SAFETY: the caller's own call, handed on.
+    let forward = || unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) };
     if bytes > LARGEST.load(Ordering::Relaxed) {
         // Either malloc's realloc sees the block by itself, or pymalloc copies it to a new block of malloc's, which is
         // seen as born, and frees the small one without telling us.
-        let was_small = tracked && sampler::holds_small(block as usize);
+        let was_small = sampler::holds_small(block as usize);
         let moved = forward();
         if was_small && !moved.is_null() {
             recorder::freed(block as usize);
         }
         return moved;
     }
-    if tracked {
-        if let Some(transit) = sampler::depart(block as usize) {
-            let moved = forward();
-            if moved.is_null() {
-                sampler::stay(transit, block as usize);
-            } else {
-                sampler::arrive(transit, moved as usize, bytes);
-            }
-            return moved;
+    if let Some(transit) = sampler::depart(block as usize) {
+        let moved = forward();
+        if moved.is_null() {
+            sampler::stay(transit, block as usize);
+        } else {
+            sampler::arrive(transit, moved as usize, bytes);
         }
+        return moved;
     }
-    if !is_due(bytes) {
-        return forward();
+    if SMALL.pass(bytes) {
+        // SAFETY: as above.
+        return unsafe { grow::<OBJECT>(ctx, block, bytes) };
     }
-    // The countdown ran out within the new size. Only the added part counts, so the sample is taken only if it ran out
-    // there: growth is sampled by its bytes, like any allocation.
+    forward()
+}
+
+/// realloc of a block that is not sampled. The countdown ran out within the new size. Only the added part counts, so the
+/// sample is taken only if it ran out there: growth is sampled by its bytes, like any allocation.
+///
+/// # Safety
+/// As for realloc.
+#[cold]
+#[inline(never)]
+unsafe fn grow<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
     let offset = (bytes as i64 + SMALL.left()).max(0) as usize;
     // SAFETY: a block of pymalloc's, or of malloc's below it, not freed yet.
     let before = if block.is_null() { 0 } else { unsafe { small_size(block as usize) }.unwrap_or(bytes) };
-    let moved = forward();
+    // SAFETY: the caller's own call, handed on.
+    let moved = unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) };
     if moved.is_null() || (offset < before && !sampler::is_exact()) || bytes <= before {
         sampler::pass_over(bytes);
     } else {
-        sampler::small_growth(moved as usize, bytes - before, bytes, domain.flags);
+        sampler::small_growth(moved as usize, bytes - before, bytes, flags::<OBJECT>());
     }
     moved
 }
