@@ -148,6 +148,8 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
                 if table::exists() || table::create(&mut recorder).is_ok() {
                     if let Some(writer) = recorder.writer() {
                         if !writer.in_flight(outer) {
+                            // The GIL is held, so that no small block is freed while it is looked at; so at the end.
+                            writer.look_before_next(|record| python::look(record));
                             handle = writer.begin(method, path, clock::monotonic_ns());
                         }
                     }
@@ -172,7 +174,6 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
             let now_ns = clock::monotonic_ns();
             if let Some(mut recorder) = recorder::enter() {
                 if let Some(writer) = recorder.writer() {
-                    // The GIL is held, so that no small block is freed while it is looked at.
                     writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record));
                 }
             }

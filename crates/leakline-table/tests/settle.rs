@@ -63,6 +63,21 @@ fn a_parked_block_is_dead_and_its_next_life_belongs_to_who_revived_it() {
 }
 
 #[test]
+fn what_parks_just_after_its_request_does_not_stay_with_it() {
+    let mut table = Table::new(1);
+    let request = table.writer.begin(b"GET", b"/healthy", 0);
+    born(&mut table, 0x1000, request);
+    table.writer.end(request, OK, in_use);
+    assert_eq!(survivor(&table).1, "GET /healthy");
+    table.writer.look_before_next(|_| Life::Parked);
+    assert!(table.snapshot().samples.is_empty());
+    pass(&mut table, "/report", OK, in_use);
+    assert_eq!(survivor(&table).1, "GET /report");
+    table.writer.look_before_next(in_use);
+    assert_eq!(survivor(&table).1, "GET /report");
+}
+
+#[test]
 fn another_mark_is_another_life() {
     let mut table = Table::new(1);
     let request = table.writer.begin(b"GET", b"/first", 0);

@@ -50,6 +50,9 @@ pub(crate) struct Layout {
     pub(crate) collector_head: usize,
     /// Bytes of the smallest key table of a dict, which a free list takes.
     pub(crate) key_table: usize,
+    /// Where the first entry's key is in such a table: after its head of 40 bytes (32 from 3.11 on), eight indices of a
+    /// byte and, up to 3.10, the entry's hash.
+    pub(crate) key_table_first_key: usize,
     /// Key tables have the form of 3.11 and later (`dk_log2_size`), and only those with string keys are parked.
     pub(crate) key_table_has_logs: bool,
     /// Bytes of pymalloc's pools.
@@ -71,6 +74,7 @@ const PYTHON_3_8: Layout = Layout {
     string_other: 72,
     collector_head: 16,
     key_table: 168,
+    key_table_first_key: 56,
     key_table_has_logs: false,
     pool: 4096,
 };
@@ -87,6 +91,7 @@ const PYTHON_3_11: Layout = Layout {
     code_function: 128,
     code_line_table: 136,
     key_table: 120,
+    key_table_first_key: 40,
     key_table_has_logs: true,
     pool: 16384,
     ..PYTHON_3_8

@@ -7,7 +7,8 @@
 //! key table    168 (120 from 3.11 on)   [refcnt] …
 //! ```
 //! (Objects/floatobject.c, dictobject.c, listobject.c, tupleobject.c.) A parked object keeps its type, a float aside,
-//! and shows a reference count of zero, which a live one never does.
+//! and shows a reference count of zero, which a live one never does. There is one exception: a key table that its dict
+//! has outgrown is parked as it was (`dictresize`), and only the first key of its next life gives it away.
 
 use super::api;
 use super::layout;
@@ -37,7 +38,11 @@ pub(crate) unsafe fn look(record: &SampleRecord) -> Life {
             };
         }
         if bytes == layout.key_table && is_key_table(layout, block) {
-            return if word(block) == 0 { Life::Parked } else { Life::InUse(0) };
+            // The first key stays until it is deleted, and others are put behind it even then.
+            return match word(block) {
+                0 => Life::Parked,
+                _ => Life::InUse(word(block + layout.key_table_first_key) as u64),
+            };
         }
         if record.flags & FLAG_OBJECT != 0 && bytes >= head + 32 {
             let kind = word(block + head + 8);

@@ -47,6 +47,8 @@ const PARKED: usize = 2048;
 /// Parked blocks that one end of a request looks at. The cost is bounded by the budget: in the sampler's steady state
 /// only a few of the parked blocks are sampled.
 const PARKED_LOOKS: usize = 256;
+/// Blocks that one end of a request finds in use and that are looked at before the next one begins.
+const FRESH: usize = 256;
 /// Blocks in use that are watched.
 const IN_USE: usize = 1024;
 /// Blocks in use that one end of a request looks at.
@@ -93,19 +95,22 @@ pub(super) struct Requests<'a> {
     /// Where the search for a free slot begins.
     next: usize,
     parked: Watch<'a>,
+    /// What the last end of a request found in use.
+    fresh: Watch<'a>,
     in_use: Watch<'a>,
     path_routes: u32,
 }
 
 impl<'a> Requests<'a> {
     pub(super) fn private_bytes() -> usize {
-        IN_FLIGHT * size_of::<Request>() + (PARKED + IN_USE) * size_of::<Watched>()
+        IN_FLIGHT * size_of::<Request>() + (PARKED + FRESH + IN_USE) * size_of::<Watched>()
     }
 
     pub(super) fn new(private: &mut Carver<'a>) -> Option<Self> {
         let slots = private.take(IN_FLIGHT)?;
-        let (parked, in_use) = (Watch::new(private.take(PARKED)?), Watch::new(private.take(IN_USE)?));
-        Some(Self { slots, next: 0, parked, in_use, path_routes: 0 })
+        let parked = Watch::new(private.take(PARKED)?);
+        let (fresh, in_use) = (Watch::new(private.take(FRESH)?), Watch::new(private.take(IN_USE)?));
+        Some(Self { slots, next: 0, parked, fresh, in_use, path_routes: 0 })
     }
 
     pub(super) fn slot(&mut self, index: u32) -> &mut Request {
@@ -129,6 +134,23 @@ impl<'a> Requests<'a> {
 }
 
 impl Writer<'_> {
+    /// Looks once more at what the last request that ended had in use, before another one begins. A request ends in
+    /// the middle of its own things, its environment and its response: they park a moment later, and where the next
+    /// request revives them, only a look in between tells.
+    pub fn look_before_next(&mut self, mut look: impl FnMut(&SampleRecord) -> Life) {
+        while let Some(block) = self.requests.fresh.turn() {
+            self.requests.fresh.forget();
+            let Some(record) = self.watched(block) else { continue };
+            match look(record) {
+                Life::Parked => {
+                    record.flags |= FLAG_PARKED;
+                    self.requests.parked.add(block);
+                }
+                Life::InUse(_) => self.requests.in_use.add(block),
+            }
+        }
+    }
+
     /// A request begins. Returns its handle, which fits in 48 bits; 0 where too many are in flight.
     pub fn begin(&mut self, method: &[u8], path: &[u8], now_ns: u64) -> u64 {
         let slots = &mut *self.requests.slots;
@@ -189,6 +211,11 @@ impl Writer<'_> {
             (record.route, record.outcome, record.ordinal) = (route, outcome, ordinal);
         };
 
+        // Where requests overlap, an end may follow another one with no beginning in between.
+        while let Some(block) = self.requests.fresh.turn() {
+            self.requests.fresh.forget();
+            self.requests.in_use.add(block);
+        }
         // The older ones first, so that what this request leaves behind is not looked at twice.
         self.look_at_parked(&mut look, settle);
         self.look_at_in_use(&mut look, settle);
@@ -212,7 +239,7 @@ impl Writer<'_> {
                         } else {
                             record.mark = mark;
                         }
-                        self.requests.in_use.add(block);
+                        self.requests.fresh.add(block);
                     }
                 }
             }
@@ -299,7 +326,7 @@ impl Writer<'_> {
                 Life::InUse(mark) => {
                     self.revived(block, mark, &settle);
                     self.requests.parked.forget();
-                    self.requests.in_use.add(block);
+                    self.requests.fresh.add(block);
                 }
             }
         }
