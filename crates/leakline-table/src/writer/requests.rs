@@ -219,6 +219,8 @@ impl Writer<'_> {
         // The older ones first, so that what this request leaves behind is not looked at twice.
         self.look_at_parked(&mut look, settle);
         self.look_at_in_use(&mut look, settle);
+        let ended = self.header.requests as u32;
+        let seen = ended.wrapping_add(1);
         let mut left = 0;
         while let Some(slot) = self.requests.slot(index).first.checked_sub(1) {
             left += 1;
@@ -230,12 +232,13 @@ impl Writer<'_> {
                 match look(record) {
                     Life::Parked => {
                         record.flags |= FLAG_PARKED;
-                        self.requests.parked.add(Watched { slot, generation });
+                        self.requests.parked.add(Watched { slot, generation, seen });
                     }
                     Life::InUse(mark) => {
-                        let block = Watched { slot, generation };
+                        // Its life began after this request did: it was not there at any end before.
+                        let block = Watched { slot, generation, seen };
                         if is_another_life(record.mark, mark) {
-                            self.revived(block, mark, settle);
+                            self.revived(Watched { seen: ended, ..block }, mark, settle);
                         } else {
                             record.mark = mark;
                         }
@@ -315,6 +318,7 @@ impl Writer<'_> {
 
     /// Looks at the parked blocks: one that is in use was revived by the request that has just ended.
     fn look_at_parked(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
+        let seen = (self.header.requests as u32).wrapping_add(1);
         for _ in 0..PARKED_LOOKS.min(self.requests.parked.count()) {
             let Some(block) = self.requests.parked.turn() else { return };
             let Some(record) = self.watched(block) else {
@@ -322,11 +326,11 @@ impl Writer<'_> {
                 continue;
             };
             match look(record) {
-                Life::Parked => self.requests.parked.keep(),
+                Life::Parked => self.requests.parked.keep(seen),
                 Life::InUse(mark) => {
                     self.revived(block, mark, &settle);
                     self.requests.parked.forget();
-                    self.requests.fresh.add(block);
+                    self.requests.fresh.add(Watched { seen, ..block });
                 }
             }
         }
@@ -334,6 +338,7 @@ impl Writer<'_> {
 
     /// Looks at some of the blocks in use, in turn.
     fn look_at_in_use(&mut self, look: &mut impl FnMut(&SampleRecord) -> Life, settle: impl Fn(&mut SampleRecord)) {
+        let seen = (self.header.requests as u32).wrapping_add(1);
         for _ in 0..IN_USE_LOOKS.min(self.requests.in_use.count()) {
             let Some(block) = self.requests.in_use.turn() else { return };
             let Some(record) = self.watched(block) else {
@@ -344,17 +349,17 @@ impl Writer<'_> {
                 Life::Parked => {
                     record.flags |= FLAG_PARKED;
                     self.requests.in_use.forget();
-                    self.requests.parked.add(block);
+                    self.requests.parked.add(Watched { seen, ..block });
                 }
                 Life::InUse(mark) if is_another_life(record.mark, mark) => {
                     self.revived(block, mark, &settle);
-                    self.requests.in_use.keep();
+                    self.requests.in_use.keep(seen);
                 }
                 Life::InUse(mark) => {
                     record.mark = mark;
                     record.looks += 1;
                     if record.looks < LOOKS_A_BLOCK {
-                        self.requests.in_use.keep();
+                        self.requests.in_use.keep(seen);
                     } else {
                         self.requests.in_use.forget();
                     }
@@ -371,14 +376,16 @@ impl Writer<'_> {
         (is_live && record.address != 0).then_some(record)
     }
 
-    /// A block has got another life, from the request that has just ended or, where others are in flight, from one of
-    /// them: then nobody can tell, and it is left to the analysis, which knows who keeps blocks of its size.
+    /// A block has got another life, from the request that has just ended or, where others are in flight or have ended
+    /// since the last look, from one of them: then nobody can tell, and it is left to the analysis, which knows who keeps
+    /// blocks of its size.
     fn revived(&mut self, block: Watched, mark: u64, settle: impl Fn(&mut SampleRecord)) {
-        let (born, others_in_flight) = (self.header.requests, self.header.requests_open > 1);
+        let born = self.header.requests;
+        let is_of_another = self.header.requests_open > 1 || block.seen != born as u32;
         let record = self.samples.record(block.slot);
         record.flags = record.flags & !FLAG_PARKED | FLAG_RECYCLED;
         (record.mark, record.born, record.looks) = (mark, born, 0);
-        if others_in_flight {
+        if is_of_another {
             (record.owner, record.route, record.outcome, record.ordinal) = (OWNER_NONE, 0, 0, 0);
         } else {
             settle(record);

@@ -8,6 +8,8 @@ use super::memory::Plain;
 pub(super) struct Watched {
     pub(super) slot: u32,
     pub(super) generation: u32,
+    /// How many requests had ended with the one at whose end it was last looked at; wraps.
+    pub(super) seen: u32,
 }
 
 // SAFETY: integers.
@@ -47,9 +49,13 @@ impl<'a> Watch<'a> {
         self.blocks[..self.count].get(self.place()).copied()
     }
 
-    /// Goes on to the next block.
-    pub(super) fn keep(&mut self) {
-        self.next = self.place() + 1;
+    /// Goes on to the next block, after a look at the end of the request that made `seen` requests.
+    pub(super) fn keep(&mut self, seen: u32) {
+        let at = self.place();
+        if let Some(block) = self.blocks.get_mut(at) {
+            block.seen = seen;
+        }
+        self.next = at + 1;
     }
 
     /// Takes the block whose turn it is off the list; the last one comes to its place.
@@ -72,7 +78,7 @@ mod tests {
     use super::*;
 
     fn block(slot: u32) -> Watched {
-        Watched { slot, generation: 0 }
+        Watched { slot, generation: 0, seen: 0 }
     }
 
     #[test]
@@ -85,14 +91,14 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..4 {
             seen.push(watch.turn().map(|block| block.slot));
-            watch.keep();
+            watch.keep(1);
         }
         assert_eq!(seen, [Some(0), Some(1), Some(2), Some(0)]);
 
         // Full, whichever block's turn it is.
         for slot in 3..10 {
             watch.add(block(slot));
-            watch.keep();
+            watch.keep(1);
             assert_eq!(watch.count(), 3);
         }
         for left in (0..3).rev() {
