@@ -43,6 +43,10 @@ keeping = []
 print("parent", os.getpid())
 print("child", forked(lambda: keeping.append(child_keeps())))
 
+from_a_thread = threading.Thread(target=lambda: print("child", forked(lambda: keeping.append(child_keeps()))))
+from_a_thread.start()
+from_a_thread.join()
+
 stop = threading.Event()
 
 
