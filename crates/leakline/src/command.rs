@@ -66,7 +66,7 @@ enum Command {
     Report(report::Report),
     List(list::List),
     Doctor(doctor::Doctor),
-    Drive(drive::Drive),
+    Drive(Box<drive::Drive>),
     Demo(demo::Demo),
 }
 

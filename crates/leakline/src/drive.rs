@@ -1,10 +1,11 @@
 //! Turns a plan and the address of a server into real traffic, and the traffic into a tally of what came of it.
 //!
 //! One thread drives every connection. `plan` says what to ask for, `schedule` what comes next and when it is due,
-//! `client` performs one request on its connection, `tally` counts. A client's behaviour other than reading the whole
-//! answer belongs into `client`, beside [`client::Client::read_all`], and its outcome into [`client::Failure`]'s place.
+//! `client` performs one request on its connection and treats the answer as the plan says, `ranges` downloads in parts,
+//! `tally` counts.
 pub mod client;
 pub mod plan;
+mod ranges;
 pub mod schedule;
 pub mod tally;
 
@@ -111,7 +112,7 @@ async fn keep_asking(mut client: Client, start: Instant, schedule: Rc<RefCell<Sc
             }
             None => Instant::now(),
         };
-        let outcome = client.read_all(request.method, &request.path).await;
+        let outcome = client.perform(&request).await;
         let mut tally = tally.borrow_mut();
         tally.count(request.route, outcome, asked.elapsed());
         tally.seconds = start.elapsed().as_secs_f64();

@@ -77,3 +77,61 @@ fn a_plan_that_cannot_be_carried_out_is_wrong_usage() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("has to begin with /"));
     assert_eq!(drive(&["https://127.0.0.1:1/"]).status.code(), Some(2));
 }
+
+/// The size of the object that [`serve_object`] has.
+const OBJECT: usize = 300_000;
+
+/// Answers every request with an object, or the part of it that was asked for, and says how the client left: 200 for
+/// "read it all", the bytes that could be sent otherwise.
+fn serve_object(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut range = None;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? <= 2 {
+            break;
+        }
+        if line.starts_with("GET / HTP") {
+            return stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+        if let Some(bytes) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+            let (from, to) = bytes.trim().split_once('-').unwrap();
+            range = Some((from.parse::<usize>().unwrap(), to.parse::<usize>().unwrap()));
+        }
+    }
+    let (status, from, to) = match range {
+        Some((from, to)) => (format!("206 Partial\r\nContent-Range: bytes {from}-{to}/{OBJECT}"), from, to + 1),
+        None => ("200 OK".to_owned(), 0, OBJECT),
+    };
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", to - from)?;
+    stream.write_all(&vec![7; to - from])
+}
+
+fn start_object() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || serve_object(stream));
+        }
+    });
+    url
+}
+
+#[test]
+fn clients_behave_as_they_are_told() {
+    let url = start_object();
+    let tally = |client: &str, total: &str| -> Value {
+        let output = drive(&[&url, "--route", "/object", "--client", client, "--total", total]);
+        assert!(output.status.success(), "{client}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(tally("read-all", "3")["body_bytes"], 3 * OBJECT);
+    assert_eq!(tally("hang-up=10", "5")["left"]["200"], 5);
+    assert_eq!(tally("hang-up=0", "5")["left"]["200"], 5);
+    assert_eq!(tally("hang-up=300000", "2")["statuses"]["200"], 2, "the whole was read");
+    assert_eq!(tally("malformed", "4")["statuses"]["400"], 4);
+    assert_eq!(tally("slow=600000", "1")["body_bytes"], OBJECT);
+    let ranges = tally("ranges=70000x4", "2");
+    assert_eq!((&ranges["body_bytes"], &ranges["statuses"]["200"]), (&(2 * OBJECT).into(), &2.into()));
+}

@@ -8,7 +8,7 @@ use clap::Args;
 use hyper::Uri;
 
 use super::Global;
-use crate::drive::plan::{Order, Parameter, Plan, Route};
+use crate::drive::plan::{Behaviour, Order, Parameter, Plan, Route};
 use crate::drive::tally::{RouteTally, Tally};
 use crate::drive::{self, Server};
 use crate::failure::{Exit, Failure};
@@ -23,6 +23,7 @@ Examples:
   leakline drive http://127.0.0.1:8000/ --total 500
   leakline drive http://127.0.0.1:8000 --rate 200 --route '8 GET /items/{id}' --route /health --parameter id=1..500
   leakline drive http://127.0.0.1:8000 --plan traffic.toml --json
+  leakline drive http://127.0.0.1:8000 --route /export --client hang-up=10
 
 A plan file:
   total = 20000
@@ -48,6 +49,10 @@ pub struct Drive {
     /// Values for {NAME} in the paths of --route: a range such as 1..500, or words such as apple,pear
     #[arg(long = "parameter", value_name = "NAME=VALUES", value_parser = parameter, requires = "routes")]
     parameters: Vec<(String, Parameter)>,
+    /// What the clients of --route do: read-all, hang-up=BYTES (0 is right after the headers), slow=BYTES a second,
+    /// malformed, or ranges=BYTESxN (a first GET without its body, then parts, N at once)
+    #[arg(long, value_name = "CLIENT", requires = "routes")]
+    client: Option<Behaviour>,
     /// Requests in all [default: 1000]
     #[arg(long, short = 'n', value_name = "N")]
     total: Option<u64>,
@@ -89,7 +94,7 @@ impl Drive {
             true => super::print(&super::json(&tally.json()))?,
             false => super::print(&text(&tally))?,
         }
-        match tally.sum().statuses.is_empty() {
+        match tally.sum().failed() == tally.sum().requests() {
             true => Err(Failure::new(Exit::Error, "no request got a whole answer", "look at the server's own log")),
             false => Ok(Exit::Done.into()),
         }
@@ -119,6 +124,7 @@ impl Drive {
             plan.routes = self.routes.clone();
             for route in &mut plan.routes {
                 route.parameters.extend(self.parameters.iter().cloned());
+                route.client = self.client.unwrap_or_default();
             }
         }
         if plan.routes.is_empty() {
@@ -197,8 +203,9 @@ fn text(tally: &Tally) -> String {
 
 fn line(text: &mut String, route: &RouteTally) {
     let statuses = route.statuses.iter().map(|(status, count)| format!("{count} x {status}"));
+    let left = route.left.iter().map(|(status, count)| format!("{count} hung up after {status}"));
     let failures = route.failures.iter().map(|(failure, count)| format!("{count} x {}", failure.name()));
-    let outcomes = statuses.chain(failures).collect::<Vec<_>>().join(", ");
+    let outcomes = statuses.chain(left).chain(failures).collect::<Vec<_>>().join(", ");
     let latency = match route.latency.is_empty() {
         true => String::new(),
         false => format!(

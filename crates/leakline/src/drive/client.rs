@@ -3,23 +3,29 @@ use std::{io, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Method, Request, Response,
-    body::{Bytes, Incoming},
+    Method, Response,
+    body::{Body, Bytes, Incoming},
     client::conn::http1::{self, SendRequest},
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
 
-use super::Server;
+use super::{Server, plan::Behaviour, ranges, schedule::Request};
 
-/// What a whole answer was.
+/// What an answer was.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// Bytes of the body.
+    /// Bytes of the body that were read.
     pub body_bytes: u64,
+    /// The client hung up before the answer was complete, as it was told to.
+    pub left: bool,
 }
 
 /// Why there is no whole answer.
@@ -31,6 +37,8 @@ pub enum Failure {
     Broken,
     /// The answer was not complete in time.
     Timeout,
+    /// A part of an object was not what was asked for.
+    WrongPart,
 }
 
 impl Failure {
@@ -40,6 +48,7 @@ impl Failure {
             Failure::Connect => "connect",
             Failure::Broken => "broken",
             Failure::Timeout => "timeout",
+            Failure::WrongPart => "wrong part",
         }
     }
 }
@@ -66,9 +75,21 @@ impl Client {
         Client { server, keep_alive, limit, connection: None }
     }
 
-    /// Asks and reads the whole answer.
-    pub async fn read_all(&mut self, method: Method, path: &str) -> Result<Answer, Failure> {
-        match timeout(self.limit, self.ask(method, path)).await {
+    /// Asks, and treats the answer as this client does.
+    pub async fn perform(&mut self, request: &Request) -> Result<Answer, Failure> {
+        let limit = self.limit;
+        let behaviour = async {
+            match request.client {
+                Behaviour::ReadAll => self.ask(&request.method, &request.path, &mut ReadAll).await,
+                Behaviour::HangUp(bytes) => self.ask(&request.method, &request.path, &mut HangUp(bytes)).await,
+                Behaviour::Slow(bytes) => self.ask(&request.method, &request.path, &mut Slow::new(bytes)).await,
+                Behaviour::Malformed => malformed(&self.server).await,
+                Behaviour::Ranges { bytes, at_once } => {
+                    ranges::download(&self.server, &request.path, bytes, at_once).await
+                }
+            }
+        };
+        match timeout(limit, behaviour).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.connection = None;
@@ -77,30 +98,29 @@ impl Client {
         }
     }
 
-    async fn ask(&mut self, method: Method, path: &str) -> Result<Answer, Failure> {
+    async fn ask(&mut self, method: &Method, path: &str, reader: &mut impl Reader) -> Result<Answer, Failure> {
         if let Some(connection) = self.connection.take() {
             // A server may close an idle connection at any moment, so a kept one that breaks before the answer begins
             // says nothing about the request. It is asked again on a new connection, as browsers do, unless the method
             // forbids it.
-            match self.exchange(connection, method.clone(), path).await {
+            match self.exchange(connection, method, path, reader).await {
                 Err(Failure::Broken) if method.is_idempotent() => {}
                 outcome => return outcome,
             }
         }
-        let stream = connect(&self.server).await.map_err(|_| Failure::Connect)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
-        // The connection ends by itself when its sender is dropped; its errors reach the sender, too.
-        tokio::spawn(connection);
-        self.exchange(sender, method, path).await
+        let sender = open(&self.server).await?;
+        self.exchange(sender, method, path, reader).await
     }
 
     async fn exchange(
         &mut self,
         mut connection: SendRequest<Empty<Bytes>>,
-        method: Method,
+        method: &Method,
         path: &str,
+        reader: &mut impl Reader,
     ) -> Result<Answer, Failure> {
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.server.to_string());
+        let mut request =
+            hyper::Request::builder().method(method).uri(path).header(header::HOST, self.server.to_string());
         if !self.keep_alive {
             request = request.header(header::CONNECTION, "close");
         }
@@ -110,13 +130,82 @@ impl Client {
         let status = response.status().as_u16();
         let mut body = response.into_body();
         let mut body_bytes = 0;
-        while let Some(frame) = body.frame().await {
+        let mut left = !reader.goes_on(0).await;
+        while !left {
+            let Some(frame) = body.frame().await else { break };
             let frame = frame.map_err(|_| Failure::Broken)?;
             body_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            left = !reader.goes_on(body_bytes).await;
         }
-        if self.keep_alive && connection.ready().await.is_ok() {
+        // Where the body ended with the last byte that was wanted, nobody left early.
+        left &= !body.is_end_stream();
+        // Whoever leaves drops both halves, and with them the connection.
+        if !left && self.keep_alive && connection.ready().await.is_ok() {
             self.connection = Some(connection);
         }
-        Ok(Answer { status, body_bytes })
+        Ok(Answer { status, body_bytes, left })
     }
+}
+
+/// Opens a connection that speaks HTTP. It ends by itself when its sender is dropped; its errors reach the sender, too.
+pub(super) async fn open(server: &Server) -> Result<SendRequest<Empty<Bytes>>, Failure> {
+    let stream = connect(server).await.map_err(|_| Failure::Connect)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// How a client reads a body.
+trait Reader {
+    /// Does it read on, having read so many bytes?
+    async fn goes_on(&mut self, body_bytes: u64) -> bool;
+}
+
+struct ReadAll;
+
+impl Reader for ReadAll {
+    async fn goes_on(&mut self, _: u64) -> bool {
+        true
+    }
+}
+
+/// Reads so many bytes and closes the connection.
+struct HangUp(u64);
+
+impl Reader for HangUp {
+    async fn goes_on(&mut self, body_bytes: u64) -> bool {
+        body_bytes < self.0
+    }
+}
+
+/// Reads so many bytes a second.
+struct Slow {
+    bytes_per_second: f64,
+    began: Instant,
+}
+
+impl Slow {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second as f64, began: Instant::now() }
+    }
+}
+
+impl Reader for Slow {
+    async fn goes_on(&mut self, body_bytes: u64) -> bool {
+        sleep_until(self.began + Duration::from_secs_f64(body_bytes as f64 / self.bytes_per_second)).await;
+        true
+    }
+}
+
+/// Sends what is no HTTP. A server that answers has understood that much; one that hangs up has, too.
+async fn malformed(server: &Server) -> Result<Answer, Failure> {
+    let mut stream = connect(server).await.map_err(|_| Failure::Connect)?;
+    stream.write_all(b"GET / HTP/one\r\nno header\r\n\r\n").await.map_err(|_| Failure::Broken)?;
+    let mut answer = Vec::new();
+    // A reset after the answer does not take it back.
+    let _ = stream.take(65536).read_to_end(&mut answer).await;
+    let status =
+        answer.split(|byte| *byte == b' ').nth(1).and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| answer.len() - at - 4);
+    status.map(|status| Answer { status, body_bytes: body as u64, left: false }).ok_or(Failure::Broken)
 }

@@ -14,6 +14,10 @@
 //! method = "POST"
 //! path = "/search?q={word}"
 //! parameters = { word = "apple,pear,plum" }
+//!
+//! [[route]]
+//! path = "/export"
+//! client = { hang-up = 10 }           # goes after ten bytes of the body; see [`Behaviour`]
 //! ```
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
 
@@ -76,7 +80,7 @@ pub enum Order {
 }
 
 /// One kind of request.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// `GET`, `POST`, …
@@ -90,6 +94,55 @@ pub struct Route {
     /// Where the values of the path's parameters come from.
     #[serde(default)]
     pub parameters: BTreeMap<String, Parameter>,
+    /// What the client does with the answer.
+    #[serde(default)]
+    pub client: Behaviour,
+}
+
+/// How a client behaves.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behaviour {
+    /// Reads the whole answer.
+    #[default]
+    ReadAll,
+    /// Closes the connection after so many bytes of the body; 0 is right after the headers.
+    HangUp(u64),
+    /// Reads so many bytes a second.
+    Slow(u64),
+    /// Sends what is no HTTP.
+    Malformed,
+    /// Downloads one object in parts: a first GET, closed without reading its body, tells the length; then so many parts
+    /// of so many bytes at once; each part has to be what was asked for.
+    Ranges {
+        /// Bytes of a part.
+        bytes: u64,
+        /// Parts that are asked for at the same time.
+        at_once: usize,
+    },
+}
+
+/// `hang-up=10`, `slow=65536`, `malformed`, `ranges=1048576x4`.
+impl FromStr for Behaviour {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Behaviour, Invalid> {
+        let invalid =
+            || Invalid(format!("{text:?}: write read-all, hang-up=BYTES, slow=BYTES, malformed or ranges=BYTESxN"));
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let number = |text: &str| text.parse::<u64>().map_err(|_| invalid());
+        match (name, value) {
+            ("read-all", "") => Ok(Behaviour::ReadAll),
+            ("malformed", "") => Ok(Behaviour::Malformed),
+            ("hang-up", bytes) => Ok(Behaviour::HangUp(number(bytes)?)),
+            ("slow", bytes) => Ok(Behaviour::Slow(number(bytes)?)),
+            ("ranges", parts) => {
+                let (bytes, at_once) = parts.split_once('x').ok_or_else(invalid)?;
+                Ok(Behaviour::Ranges { bytes: number(bytes)?, at_once: number(at_once)? as usize })
+            }
+            _ => Err(invalid()),
+        }
+    }
 }
 
 fn get() -> String {
@@ -168,6 +221,15 @@ impl Route {
         if Method::from_bytes(self.method.as_bytes()).is_err() {
             return Err(Invalid(format!("{:?} is no method of HTTP", self.method)));
         }
+        match self.client {
+            Behaviour::Slow(0) => return Err(Invalid("slow: choose at least 1 byte a second".to_owned())),
+            Behaviour::Ranges { bytes, at_once } if bytes == 0 || !(1..=MOST_CONNECTIONS).contains(&at_once) => {
+                return Err(Invalid(format!(
+                    "ranges: choose parts of 1 byte or more, 1 to {MOST_CONNECTIONS} at once"
+                )));
+            }
+            _ => {}
+        }
         let example = self.draw(&mut Rng::with_seed(0));
         if example.contains(['{', '}']) {
             return Err(Invalid(format!(
@@ -197,8 +259,8 @@ impl FromStr for Route {
             None => once(),
         };
         match words[..] {
-            [] => Ok(Route { method: get(), path, weight, parameters: BTreeMap::new() }),
-            [method] => Ok(Route { method: method.to_owned(), path, weight, parameters: BTreeMap::new() }),
+            [] => Ok(Route { method: get(), path, weight, ..Route::default() }),
+            [method] => Ok(Route { method: method.to_owned(), path, weight, ..Route::default() }),
             _ => Err(Invalid(format!("{text:?} is no route; write [WEIGHT] [METHOD] PATH, such as \"8 GET /items\""))),
         }
     }
@@ -253,6 +315,22 @@ mod tests {
         assert!(refusal("[[route]]\npath = '/{id}'\nparameters = { id = '9..1' }").contains("empty range"));
         assert!(refusal("[[route]]\npath = '/a b'").contains("no path of a URL"));
         assert!(refusal("[[route]]\npath = '/'\nweight = 0").contains("weight 0"));
+        assert!(refusal("[[route]]\npath = '/'\nclient = { slow = 0 }").contains("slow"));
+        assert!(refusal("[[route]]\npath = '/'\nclient = { ranges = { bytes = 1, at_once = 0 } }").contains("ranges"));
+    }
+
+    #[test]
+    fn a_client_is_described_alike_in_plans_and_flags() {
+        for (plan, flag) in [
+            ("'malformed'", "malformed"),
+            ("{ hang-up = 10 }", "hang-up=10"),
+            ("{ slow = 5 }", "slow=5"),
+            ("{ ranges = { bytes = 100, at_once = 4 } }", "ranges=100x4"),
+        ] {
+            let plan = Plan::parse(&format!("[[route]]\npath = '/'\nclient = {plan}")).unwrap();
+            assert_eq!(plan.routes[0].client, flag.parse().unwrap());
+        }
+        assert!("ranges=100".parse::<Behaviour>().is_err() && "hang-up".parse::<Behaviour>().is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use hyper::Method;
 
-use super::plan::{Order, Plan, Route};
+use super::plan::{Behaviour, Order, Plan, Route};
 
 /// One request to make.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Request {
     pub method: Method,
     /// Path and query.
     pub path: String,
+    /// What the client does with the answer.
+    pub client: Behaviour,
     /// When it is due, from the start; `None`: as soon as a connection is free.
     pub due: Option<Duration>,
 }
@@ -75,7 +77,7 @@ impl Iterator for Schedule {
         let due = self.rate.map(|rate| Duration::from_secs_f64(self.next as f64 / rate));
         self.next += 1;
         let path = self.routes[route].draw(&mut self.random);
-        Some(Request { route, method: self.methods[route].clone(), path, due })
+        Some(Request { route, method: self.methods[route].clone(), path, client: self.routes[route].client, due })
     }
 }
 

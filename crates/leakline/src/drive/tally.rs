@@ -27,6 +27,8 @@ pub struct RouteTally {
     pub name: String,
     /// Whole answers by HTTP status.
     pub statuses: BTreeMap<u16, u64>,
+    /// Requests whose client hung up before the answer was complete, as the plan wants it, by HTTP status.
+    pub left: BTreeMap<u16, u64>,
     /// Requests without a whole answer, by cause.
     pub failures: BTreeMap<Failure, u64>,
     /// Bytes of the bodies that were received whole.
@@ -46,6 +48,7 @@ impl Tally {
     pub fn count(&mut self, route: usize, outcome: Result<Answer, Failure>, took: Duration) {
         let route = &mut self.routes[route];
         match outcome {
+            Ok(answer) if answer.left => *route.left.entry(answer.status).or_default() += 1,
             Ok(answer) => {
                 *route.statuses.entry(answer.status).or_default() += 1;
                 route.body_bytes += answer.body_bytes;
@@ -61,6 +64,9 @@ impl Tally {
         for route in &self.routes {
             for (&status, count) in &route.statuses {
                 *sum.statuses.entry(status).or_default() += count;
+            }
+            for (&status, count) in &route.left {
+                *sum.left.entry(status).or_default() += count;
             }
             for (&failure, count) in &route.failures {
                 *sum.failures.entry(failure).or_default() += count;
@@ -93,12 +99,19 @@ impl RouteTally {
     fn new(name: String) -> RouteTally {
         // From a microsecond to an hour, three significant digits: some 200 kB, whatever is recorded.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are valid");
-        RouteTally { name, statuses: BTreeMap::new(), failures: BTreeMap::new(), body_bytes: 0, latency }
+        RouteTally {
+            name,
+            statuses: BTreeMap::new(),
+            left: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            body_bytes: 0,
+            latency,
+        }
     }
 
     /// Requests that ended, in whatever way.
     pub fn requests(&self) -> u64 {
-        self.statuses.values().sum::<u64>() + self.failed()
+        self.statuses.values().chain(self.left.values()).sum::<u64>() + self.failed()
     }
 
     /// Requests without a whole answer.
@@ -116,6 +129,7 @@ impl RouteTally {
             route: name,
             requests: self.requests(),
             statuses: self.statuses.clone(),
+            left: self.left.clone(),
             failures: self.failures.iter().map(|(failure, &count)| (failure.name(), count)).collect(),
             body_bytes: self.body_bytes,
             p50_ms: self.latency_ms(0.5),
@@ -131,6 +145,7 @@ struct RouteJson<'a> {
     route: &'a str,
     requests: u64,
     statuses: BTreeMap<u16, u64>,
+    left: BTreeMap<u16, u64>,
     failures: BTreeMap<&'static str, u64>,
     body_bytes: u64,
     p50_ms: f64,

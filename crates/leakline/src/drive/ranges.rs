@@ -1,0 +1,82 @@
+//! Downloads one object as download accelerators do: a first GET, which is closed without reading its body, tells how
+//! long the object is; then several connections ask for its parts; each part is checked, and all of them together.
+use std::{cell::Cell, rc::Rc};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, Response, StatusCode, body::Incoming, header};
+use tokio::task::spawn_local;
+
+use super::{
+    Server,
+    client::{Answer, Failure, open},
+};
+
+/// Downloads the object at `path` in parts of `bytes`, `at_once` of them at the same time.
+pub(super) async fn download(server: &Server, path: &str, bytes: u64, at_once: usize) -> Result<Answer, Failure> {
+    let first = get(server, path, None).await?;
+    let status = first.status().as_u16();
+    let length: u64 = number(&first, header::CONTENT_LENGTH, str::parse).ok_or(Failure::WrongPart)?;
+    // Here the client closes the connection and leaves the body to the server.
+    drop(first);
+
+    let next = Rc::new(Cell::new(0));
+    let connections: Vec<_> = (0..at_once)
+        .map(|_| spawn_local(fetch_parts(server.clone(), path.to_owned(), bytes, length, next.clone())))
+        .collect();
+    let mut body_bytes = 0;
+    for connection in connections {
+        body_bytes += connection.await.map_err(|_| Failure::Broken)??;
+    }
+    match body_bytes == length {
+        true => Ok(Answer { status, body_bytes, left: false }),
+        false => Err(Failure::WrongPart),
+    }
+}
+
+/// Asks for the next part that nobody has asked for, until there is none; returns the bytes it got.
+async fn fetch_parts(
+    server: Server,
+    path: String,
+    bytes: u64,
+    length: u64,
+    next: Rc<Cell<u64>>,
+) -> Result<u64, Failure> {
+    let mut got = 0;
+    loop {
+        let from = next.get();
+        if from >= length {
+            return Ok(got);
+        }
+        let to = (from + bytes).min(length);
+        next.set(to);
+        let part = get(&server, &path, Some(format!("bytes={from}-{}", to - 1))).await?;
+        let expected = format!("bytes {from}-{}/{length}", to - 1);
+        let range = number(&part, header::CONTENT_RANGE, |text| Ok::<_, ()>(text.to_owned()));
+        if part.status() != StatusCode::PARTIAL_CONTENT || range.as_deref() != Some(&expected) {
+            return Err(Failure::WrongPart);
+        }
+        let body = part.into_body().collect().await.map_err(|_| Failure::Broken)?.to_bytes();
+        if body.len() as u64 != to - from {
+            return Err(Failure::WrongPart);
+        }
+        got += to - from;
+    }
+}
+
+/// Asks on a connection of its own, which lives as long as the answer's body.
+async fn get(server: &Server, path: &str, range: Option<String>) -> Result<Response<Incoming>, Failure> {
+    let mut request = Request::get(path).header(header::HOST, server.to_string()).header(header::CONNECTION, "close");
+    if let Some(range) = range {
+        request = request.header(header::RANGE, range);
+    }
+    let request = request.body(Empty::new()).map_err(|_| Failure::Broken)?;
+    open(server).await?.send_request(request).await.map_err(|_| Failure::Broken)
+}
+
+fn number<T, E>(
+    answer: &Response<Incoming>,
+    name: header::HeaderName,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Option<T> {
+    read(answer.headers().get(name)?.to_str().ok()?).ok()
+}
