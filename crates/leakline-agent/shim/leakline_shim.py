@@ -3,17 +3,22 @@
 The agent executes this text once, with the GIL held, in a namespace of its own that holds `__name__` and `native`:
 
     native.begin(method, path) -> handle   0 when this context serves a request already: then do nothing more
+    native.phase(handle, phase)            of the current context's request where the handle is 0
     native.status(handle, status)          a status of 500 or more makes an ok end an error
     native.route(template)                 of the current context's request; the last call wins
     native.end(handle, outcome)            idempotent
+    native.amend(handle, outcome)          the request ended already, but otherwise than we knew
     native.server(name)                    the first call wins
     native.failed()                        something could not be instrumented
 
-None of them raises. Everything here runs inside somebody else's server, so it imports nothing that the server has not
+None of them raises. What other texts of the shim need from this one, it adds to `native` at its end. Everything here runs inside somebody else's server, so it imports nothing that the server has not
 imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
 
 There are two ways to see a request. Gunicorn calls a hook before and after each one. Any other server we give an
 application that wraps its own (`serve`) and a response that wraps the application's (`Body`).
+
+The client has gone when the server stops in the midst of a response because its socket failed it: then it closes the
+response while that error passes through. Waitress keeps what it has to send in a buffer and learns it later.
 
 Instructions of one Flask request with the hooks, Gunicorn's own look-ups included and `native` replaced by functions
 that do nothing: 0.5 % more than without on 3.8, 1.3 % fewer on 3.11, 0.2 % more on 3.13. The wrappers cost 12,000
@@ -25,19 +30,10 @@ import sys
 
 OK = 0
 ERROR = 1
+ABORTED = 2
 
-# Where each server keeps its application, and whether it goes on reading a `wsgi.file_wrapper` after it has left the
-# request's thread, as waitress does. Gunicorn's asynchronous workers are here because not all of them call the hooks,
-# and its classes are named one by one because their base class also carries workers whose "application" does not
-# speak WSGI (uvicorn's, Tornado's).
-SERVERS = {
-    "gunicorn.workers.base_async": ("AsyncWorker", "wsgi", False),
-    "werkzeug.serving": ("BaseWSGIServer", "app", False),
-    "wsgiref.simple_server": ("WSGIServer", "application", False),
-    "waitress.server": ("BaseWSGIServer", "application", True),
-    "cheroot.wsgi": ("Server", "wsgi_app", False),
-}
-HOOKED_WORKERS = {"gunicorn.workers.sync": "SyncWorker", "gunicorn.workers.gthread": "ThreadWorker"}
+STREAMING = 1
+CLOSING = 2
 
 begin = native.begin
 end = native.end
@@ -51,8 +47,9 @@ def leave_alone(name, error):
     native.failed()
 
 
-def instrumented(application, files_leave_the_thread):
-    """The WSGI application that serves as `application` does and marks where each request begins and ends."""
+def instrumented(application, files_leave_the_thread=False):
+    """The WSGI application that serves as `application` does and marks where each request begins and ends. Waitress
+    goes on reading a `wsgi.file_wrapper` after it has left the request's thread."""
 
     def serve(environ, start_response):
         try:
@@ -65,6 +62,9 @@ def instrumented(application, files_leave_the_thread):
             handle = begin("", "")
         if not handle:
             return application(environ, start_response)
+        disconnected = environ.get("waitress.client_disconnected")
+        if disconnected is not None:
+            disconnected.__self__._leakline_handle = handle
 
         def respond(status, response_headers, exc_info=None):
             if exc_info is None:
@@ -84,6 +84,7 @@ def instrumented(application, files_leave_the_thread):
         except BaseException:
             end(handle, ERROR)
             raise
+        native.phase(handle, STREAMING)
         file_wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(file_wrapper, type) and isinstance(inner, file_wrapper):
             # Servers know their own file wrapper by its type and may hand the file to the kernel, so it must go back
@@ -127,14 +128,16 @@ class Body:
             raise
 
     def close(self):
+        outcome = self._outcome or outcome_at_close()
+        native.phase(self._handle, CLOSING)
         try:
             close = getattr(self._inner, "close", None)
             if close is not None:
                 close()
         except BaseException:
-            end(self._handle, ERROR)
+            end(self._handle, outcome or ERROR)
             raise
-        end(self._handle, self._outcome)
+        end(self._handle, outcome)
 
     def __del__(self):
         # For a server that does not close what it has been given.
@@ -150,6 +153,16 @@ class SizedBody(Body):
         return len(self._inner)
 
 
+def outcome_at_close():
+    """What the error that passes through the server while it closes a response says of the request."""
+    error = sys.exc_info()[1]
+    if error is None:
+        return OK
+    # Waitress has an exception of its own.
+    gone = isinstance(error, OSError) or type(error).__name__ == "ClientDisconnected"
+    return ABORTED if gone else ERROR
+
+
 def end_when_closed(file, handle):
     """Ends the request when the server closes `file`, the instance of its own file wrapper."""
     close = getattr(file, "close", None)
@@ -158,13 +171,15 @@ def end_when_closed(file, handle):
         nonlocal close
         # Often a method bound to `file`, which holds us in turn: let go of it, so that no cycle keeps the file.
         inner, close = close, None
+        outcome = outcome_at_close()
+        native.phase(handle, CLOSING)
         try:
             if inner is not None:
                 inner()
         except BaseException:
-            end(handle, ERROR)
+            end(handle, outcome or ERROR)
             raise
-        end(handle, OK)
+        end(handle, outcome)
 
     try:
         file.close = close_and_end
@@ -172,8 +187,38 @@ def end_when_closed(file, handle):
         end(handle, OK)
 
 
+class Phased:
+    """A response's iterable whose server tells us by other ways when the request ends."""
+
+    __slots__ = ("_inner",)
+
+    def __iter__(self):
+        return iter(self._inner)
+
+    def close(self):
+        native.phase(0, CLOSING)
+        self._inner.close()
+
+
+def phased(application):
+    """The application that serves as `application` does and marks where its response begins and is closed."""
+
+    def serve(environ, start_response):
+        inner = application(environ, start_response)
+        native.phase(0, STREAMING)
+        # Gunicorn knows its own file wrapper by the type.
+        if not hasattr(inner, "close") or isinstance(inner, environ["wsgi.file_wrapper"]):
+            return inner
+        body = Phased()
+        body._inner = inner
+        return body
+
+    return serve
+
+
 def instrument_gunicorn(module):
     """Puts a hook before and after each request, around those that the user has configured."""
+    worker_class = module.SyncWorker if module.__name__.endswith("sync") else module.ThreadWorker
     # Gunicorn has imported it long since.
     from urllib.parse import unquote
 
@@ -202,7 +247,7 @@ def instrument_gunicorn(module):
                 handle = getattr(request, "_leakline_handle", 0)
                 if handle:
                     if error is not None:
-                        end(handle, OK if client_is_gone(error) else ERROR)
+                        end(handle, ABORTED if client_is_gone(error) else ERROR)
                     elif response is not None and (response.status or "") >= "5":
                         end(handle, ERROR)
                     else:
@@ -213,13 +258,13 @@ def instrument_gunicorn(module):
         own = vars(config)
         own["pre_request"], own["post_request"] = pre_request, post_request
 
-    worker_class = getattr(module, HOOKED_WORKERS[module.__name__])
     original = worker_class.load_wsgi
 
     def load_wsgi(self):
         original(self)
         try:
             add_hooks(self.cfg)
+            self.wsgi = phased(self.wsgi)
         except Exception as error:
             leave_alone(module.__name__, error)
 
@@ -241,32 +286,49 @@ def client_is_gone(error):
     return raiser.startswith("gunicorn.")
 
 
-def instrument_server(module):
-    """Puts a property in the place of the attribute that holds the application. It hands out the instrumented one and
-    leaves the plain one where it was, so a server that is running already is instrumented like one still to come, and
-    taking the property away undoes it all."""
-    class_name, attribute, files_leave_the_thread = SERVERS[module.__name__]
+def server(class_name, attribute, wrap):
+    """What instruments a server that keeps its application in an attribute of this class.
+
+    It puts a property in the attribute's place. That hands out what `wrap` makes of the application and leaves the
+    plain one where it was, so a server that is running already is instrumented like one still to come, and taking the
+    property away undoes it all."""
     shadow = "_leakline_" + attribute
 
-    def get(server):
-        state = vars(server)
-        served = state.get(shadow)
-        if served is None:
-            if attribute not in state:
-                raise AttributeError(attribute)
-            application = state[attribute]
-            if application is None:
-                return None
-            native.server(name_and_version(module.__name__.partition(".")[0]))
-            served = state[shadow] = instrumented(application, files_leave_the_thread)
-        return served
+    def instrument_server(module):
+        def get(server):
+            state = vars(server)
+            served = state.get(shadow)
+            if served is None:
+                if attribute not in state:
+                    raise AttributeError(attribute)
+                application = state[attribute]
+                if application is None:
+                    return None
+                native.server(name_and_version(module.__name__.partition(".")[0]))
+                served = state[shadow] = wrap(application)
+            return served
 
-    def put(server, application):
-        state = vars(server)
-        state[attribute] = application
-        state.pop(shadow, None)
+        def put(server, application):
+            state = vars(server)
+            state[attribute] = application
+            state.pop(shadow, None)
 
-    setattr(getattr(module, class_name), attribute, property(get, put))
+        setattr(getattr(module, class_name), attribute, property(get, put))
+
+    return instrument_server
+
+
+def instrument_waitress_channel(module):
+    """Amends the outcome when a connection is closed and a part of the response was not sent yet."""
+    channel = module.HTTPChannel
+    original = channel.handle_close
+
+    def handle_close(self):
+        if self.total_outbufs_len:
+            native.amend(getattr(self, "_leakline_handle", 0), ABORTED)
+        original(self)
+
+    channel.handle_close = handle_close
 
 
 def name_and_version(package):
@@ -313,22 +375,43 @@ def instrument_django(module):
     handler = module.BaseHandler
     original = handler.get_response
 
+    def name_route(request):
+        template = getattr(getattr(request, "resolver_match", None), "route", None)
+        if template is not None:
+            native.route("/" + template.lstrip("^"))
+
     def get_response(self, request):
         try:
             return original(self, request)
         finally:
-            template = getattr(getattr(request, "resolver_match", None), "route", None)
-            if template is not None:
-                native.route("/" + template.lstrip("^"))
+            name_route(request)
 
     get_response.__wrapped__ = original
     handler.get_response = get_response
 
+    # From version 3.1 on.
+    original_async = getattr(handler, "get_response_async", None)
+    if original_async is not None:
 
-INSTRUMENTS = dict.fromkeys(SERVERS, instrument_server)
-INSTRUMENTS.update(dict.fromkeys(HOOKED_WORKERS, instrument_gunicorn))
-INSTRUMENTS["werkzeug.routing"] = instrument_werkzeug_routing
-INSTRUMENTS["django.core.handlers.base"] = instrument_django
+        async def get_response_async(self, request):
+            try:
+                return await original_async(self, request)
+            finally:
+                name_route(request)
+
+        get_response_async.__wrapped__ = original_async
+        handler.get_response_async = get_response_async
+
+
+# Module name to what instruments it.
+INSTRUMENTS = {}
+
+
+def install(instruments):
+    INSTRUMENTS.update(instruments)
+    for name in instruments:
+        if name in sys.modules:
+            instrument(sys.modules[name])
 
 
 def instrument(module):
@@ -380,6 +463,21 @@ def instrument_after_execution(name, loader):
 
 
 sys.meta_path.insert(0, Finder())
-for name in INSTRUMENTS:
-    if name in sys.modules:
-        instrument(sys.modules[name])
+install(
+    {
+        "gunicorn.workers.sync": instrument_gunicorn,
+        "gunicorn.workers.gthread": instrument_gunicorn,
+        # Wrapped because not all asynchronous workers call the hooks. The base class of all workers won't do: it also
+        # carries those whose "application" does not speak WSGI (uvicorn's, Tornado's).
+        "gunicorn.workers.base_async": server("AsyncWorker", "wsgi", instrumented),
+        "werkzeug.serving": server("BaseWSGIServer", "app", instrumented),
+        "wsgiref.simple_server": server("WSGIServer", "application", instrumented),
+        "waitress.server": server("BaseWSGIServer", "application", lambda app: instrumented(app, True)),
+        "waitress.channel": instrument_waitress_channel,
+        "cheroot.wsgi": server("Server", "wsgi_app", instrumented),
+        "werkzeug.routing": instrument_werkzeug_routing,
+        "django.core.handlers.base": instrument_django,
+    }
+)
+native.install = install
+native.instrument_application = server

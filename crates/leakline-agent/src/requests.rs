@@ -20,17 +20,24 @@ static LAST_TICK: AtomicU64 = AtomicU64::new(0);
 /// ns between two looks.
 const TICK_NS: u64 = 1_000_000_000;
 
-/// The shim's text. It is compiled as `<leakline>`, since it lies in no file of the target's.
-const SHIM: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("../shim/leakline_shim.py"), "\0").as_bytes())
-{
-    Ok(text) => text,
-    Err(_) => panic!("the shim holds a NUL"),
-};
+/// The shim's texts, in the order in which they run. They are compiled as `<leakline>`, since they lie in no file of the
+/// target's.
+const SHIM: [&CStr; 2] = [
+    text(concat!(include_str!("../shim/leakline_shim.py"), "\0").as_bytes()),
+    text(concat!(include_str!("../shim/leakline_asgi.py"), "\0").as_bytes()),
+];
+
+const fn text(bytes: &'static [u8]) -> &'static CStr {
+    match CStr::from_bytes_with_nul(bytes) {
+        Ok(text) => text,
+        Err(_) => panic!("the shim holds a NUL"),
+    }
+}
 
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 10] = [
+static FUNCTIONS: [MethodDef; 12] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -38,6 +45,8 @@ static FUNCTIONS: [MethodDef; 10] = [
     install::method(c"server", server),
     install::method(c"phase", phase),
     install::method(c"amend", amend),
+    install::method(c"current", current_handle),
+    install::method(c"resume", resume),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
@@ -80,7 +89,7 @@ pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
         }
         let leave = (api.get_attribute)(native, c"leave".as_ptr());
         let done = !leave.is_null()
-            && api.run(SHIM, c"<leakline>", c"leakline_shim", &[(c"native", native)])
+            && SHIM.iter().all(|text| api.run(text, c"<leakline>", c"leakline_shim", &[(c"native", native)]))
             && api.run(AT_EXIT, c"<leakline>", c"leakline_shim", &[(c"leave", leave)]);
         for object in [native, leave].into_iter().filter(|object| !object.is_null()) {
             (api.decref)(object);
@@ -135,7 +144,7 @@ unsafe fn arguments<'a, const N: usize>(start: *const Object, count: isize) -> O
     (count >= N as isize).then(|| unsafe { &*start.cast() })
 }
 
-/// `begin(method, path) -> handle`
+/// `begin(method, path) -> handle`; with a third argument, whatever it is, also where a request is in flight already.
 unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: called by Python code, hence with the GIL held and no exception set; so in all functions below.
@@ -143,7 +152,7 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
         let mut handle = 0;
         if let Some([method, path]) = arguments(start, count) {
             let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
-            let outer = current(api);
+            let outer = if count > 2 { 0 } else { current(api) };
             if let Some(mut recorder) = recorder::enter() {
                 if table::exists() || table::create(&mut recorder).is_ok() {
                     if let Some(writer) = recorder.writer() {
@@ -223,7 +232,7 @@ unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize)
     }
 }
 
-/// `phase(handle, phase)`: 0 handler, 1 streaming, 2 closing.
+/// `phase(handle, phase)`: 0 handler, 1 streaming, 2 closing, 3 after. The handle 0 stands for the current request's.
 unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in begin.
@@ -232,9 +241,13 @@ unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) 
             let phase = match (api.long_as)(*phase) {
                 0 => Phase::Handler,
                 1 => Phase::Streaming,
-                _ => Phase::Closing,
+                2 => Phase::Closing,
+                _ => Phase::After,
             };
-            let handle = (api.long_as)(*handle);
+            let handle = match (api.long_as)(*handle) {
+                0 => current(api),
+                handle => handle,
+            };
             if let Some(mut recorder) = recorder::enter() {
                 if let Some(writer) = recorder.writer() {
                     writer.phase(handle, phase);
@@ -257,6 +270,26 @@ unsafe extern "C" fn amend(_module: Object, start: *const Object, count: isize) 
                     writer.amend(handle, outcome.min(2) as u8);
                 }
             }
+        }
+        api.new_none()
+    }
+}
+
+/// `current() -> handle`
+unsafe extern "C" fn current_handle(_module: Object, _start: *const Object, _count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe { (api.long_from)(current(api)) }
+}
+
+/// `resume(handle)`: this context works for a request that began in another one.
+unsafe extern "C" fn resume(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([handle]) = arguments(start, count) {
+            // The shim hands back an integer that this file made.
+            set_current(api, *handle);
         }
         api.new_none()
     }

@@ -17,7 +17,8 @@ import unittest
 from wsgiref import simple_server, util, validate
 
 SHIM = pathlib.Path(__file__).parent.parent / "leakline_shim.py"
-OK, ERROR = 0, 1
+OK, ERROR, ABORTED = 0, 1, 2
+HANDLER, STREAMING, CLOSING = 0, 1, 2
 
 
 class Native:
@@ -32,9 +33,13 @@ class Native:
     def begin(self, method, path):
         if self.current.get() and self.requests[self.current.get() - 1].outcome is None:
             return 0
-        self.requests.append(types.SimpleNamespace(method=method, path=path, route=None, status=None, outcome=None))
+        request = types.SimpleNamespace(method=method, path=path, phase=HANDLER, route=None, status=None, outcome=None)
+        self.requests.append(request)
         self.current.set(len(self.requests))
         return len(self.requests)
+
+    def phase(self, handle, phase):
+        self.requests[(handle or self.current.get()) - 1].phase = phase
 
     def status(self, handle, status):
         self.requests[handle - 1].status = status
@@ -93,6 +98,24 @@ def answering(status, body):
         return body
 
     return application
+
+
+class Endless:
+    """A body that notes in which phases it is asked for more, and closed."""
+
+    def __init__(self, native):
+        self.native = native
+        self.phases = []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.phases.append(self.native.requests[-1].phase)
+        return b"more"
+
+    def close(self):
+        self.phases.append(self.native.requests[-1].phase)
 
 
 class Application(Scratch):
@@ -202,21 +225,24 @@ class Application(Scratch):
         self.assertEqual(self.outcomes, [ERROR, ERROR, ERROR, OK])
 
     def test_a_server_that_stops_early_closes_once_and_is_no_error(self):
-        closed = []
-
-        class Closing:
-            def __iter__(self):
-                return self
-
-            def __next__(self):
-                return b"more"
-
-            def close(self):
-                closed.append(True)
-
-        status, body = self.call(answering("200 OK", Closing()), chunks=3)
-        self.assertEqual((body, closed), (b"moremoremore", [True]))
+        body = Endless(self.native)
+        status, pieces = self.call(answering("200 OK", body), chunks=3)
+        self.assertEqual((pieces, body.phases), (b"moremoremore", [STREAMING] * 3 + [CLOSING]))
         self.assertEqual(self.outcomes, [OK])
+
+    def test_a_server_that_cannot_send_closes_the_response_of_a_client_that_is_gone(self):
+        for error, outcome in [(BrokenPipeError, ABORTED), (ConnectionResetError, ABORTED), (ValueError, ERROR)]:
+            body = Endless(self.native)
+            environ = {}
+            util.setup_testing_defaults(environ)
+            response = self.wrap(answering("200 OK", body))(environ, lambda *given: None)
+            with self.assertRaises(error):
+                try:
+                    for piece in response:
+                        raise error("the server's, not the application's")
+                finally:
+                    response.close()
+            self.assertEqual((body.phases, self.outcomes[-1]), ([STREAMING, CLOSING], outcome))
 
     def test_a_body_that_nobody_closes_ends_when_it_is_dropped(self):
         gc.disable()

@@ -1,0 +1,179 @@
+"""Turns each request and each WebSocket that an ASGI server serves into a `native.begin` and a `native.end`, names its
+route, and lets work that is handed to a pool of threads keep its request.
+
+The agent executes this text after `leakline_shim.py`, in a namespace of its own. Beside what that one describes there is
+
+    native.begin(method, path, True)   begins a request whatever this context serves
+    native.current() -> handle         of the current context's request, 0 without one
+    native.resume(handle)              makes it the current one of this context
+
+A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
+request lasts until the application returns. When its response is complete, what is allocated comes after it.
+
+Whether the client has gone is known to the server, whether or not the application asks for it, and so we look there.
+"""
+
+ERROR = 1
+ABORTED = 2
+
+STREAMING = 1
+AFTER = 3
+
+
+def instrumented(gone):
+    """What makes of an ASGI application one that serves as it does and marks where each request begins and ends.
+    `gone(receive, send)` tells whether the client left before the response was complete."""
+
+    def wrap(application):
+        # The server has imported it by now.
+        from asyncio import CancelledError
+
+        async def serve(scope, receive, send):
+            kind = scope["type"]
+            if kind == "http":
+                method = scope["method"]
+            elif kind == "websocket":
+                method = "WS"
+            else:
+                return await application(scope, receive, send)
+            # This context may have been copied from another request's: a connection's callbacks run in that of
+            # whoever resumed its reading.
+            handle = native.begin(method, scope["path"], True)
+
+            async def observed_send(message):
+                kind = message["type"]
+                if kind == "http.response.start":
+                    native.phase(handle, STREAMING)
+                    native.status(handle, int(message["status"]))
+                await send(message)
+                if kind == "http.response.body" and not message.get("more_body"):
+                    native.phase(handle, AFTER)
+
+            outcome = ERROR
+            try:
+                result = await application(scope, receive, observed_send)
+                outcome = 0
+                return result
+            except CancelledError:
+                outcome = ABORTED
+                raise
+            finally:
+                # The end of a WebSocket is nobody's mistake.
+                native.end(handle, ABORTED if kind == "http" and gone(receive, send) else outcome)
+
+        return serve
+
+    return wrap
+
+
+def gone_from_uvicorn(receive, send):
+    return getattr(getattr(receive, "__self__", None), "disconnected", False)
+
+
+def gone_from_hypercorn(receive, send):
+    return getattr(getattr(send, "__self__", None), "_leakline_gone", False)
+
+
+def gone_from_daphne(receive, send):
+    # Twisted's name for a connection that was lost before the request was finished.
+    return any(getattr(argument, "_disconnected", False) for argument in getattr(send, "args", ()))
+
+
+def instrument_hypercorn_stream(module):
+    """Notes when a stream is closed before its response was complete, as Hypercorn's own access log does."""
+    stream = module.HTTPStream
+    original = stream.handle
+
+    async def handle(self, event):
+        if type(event).__name__ == "StreamClosed" and not self.closed and self.state.name != "CLOSED":
+            self._leakline_gone = True
+        await original(self, event)
+
+    handle.__wrapped__ = original
+    stream.handle = handle
+
+
+def instrument_starlette(module):
+    """Names the route that matched, with the mounts that lead to it."""
+    for route_class in (module.Route, module.WebSocketRoute):
+        name_route(route_class, lambda route, scope: scope.get("leakline.mount", "") + route.path_format)
+    name_route(module.Mount, mounted)
+
+
+def mounted(mount, scope):
+    path = scope["leakline.mount"] = scope.get("leakline.mount", "") + mount.path
+    # Unless the mounted application has routes of its own, which come later and count.
+    return path + "/{path}"
+
+
+def instrument_fastapi(module):
+    if "handle" in vars(module.APIRoute):
+        name_route(module.APIRoute, included)
+
+
+def included(route, scope):
+    # A router that was included stays as it is, and the whole path is kept beside it.
+    effective = scope.get("fastapi", {}).get("effective_route_context")
+    if getattr(effective, "original_route", None) is route:
+        route = effective
+    return scope.get("leakline.mount", "") + route.path_format
+
+
+def name_route(route_class, template):
+    original = route_class.handle
+
+    async def handle(self, scope, receive, send):
+        try:
+            native.route(template(self, scope))
+        except Exception:
+            pass
+        await original(self, scope, receive, send)
+
+    handle.__wrapped__ = original
+    route_class.handle = handle
+
+
+def instrument_executor(module):
+    """Lets what is submitted to a pool of threads belong to the request that submits it. Only this is carried over and
+    not the whole context, which would change what the application sees."""
+    executor = module.ThreadPoolExecutor
+    original = executor.submit
+
+    def submit(*args, **kwargs):
+        handle = native.current()
+        if handle and len(args) > 1:
+            return original(args[0], carried, handle, *args[1:], **kwargs)
+        return original(*args, **kwargs)
+
+    submit.__wrapped__ = original
+    executor.submit = submit
+
+
+def carried(*args, **kwargs):
+    handle, function, *rest = args
+    native.resume(handle)
+    try:
+        return function(*rest, **kwargs)
+    finally:
+        native.resume(0)
+
+
+def uvicorn(class_name):
+    return native.instrument_application(class_name, "app", instrumented(gone_from_uvicorn))
+
+
+native.install(
+    {
+        "uvicorn.protocols.http.h11_impl": uvicorn("H11Protocol"),
+        "uvicorn.protocols.http.httptools_impl": uvicorn("HttpToolsProtocol"),
+        "uvicorn.protocols.websockets.websockets_impl": uvicorn("WebSocketProtocol"),
+        "uvicorn.protocols.websockets.websockets_sansio_impl": uvicorn("WebSocketsSansIOProtocol"),
+        "uvicorn.protocols.websockets.wsproto_impl": uvicorn("WSProtocol"),
+        "hypercorn.app_wrappers": native.instrument_application("ASGIWrapper", "app", instrumented(gone_from_hypercorn)),
+        "hypercorn.protocol.http_stream": instrument_hypercorn_stream,
+        "daphne.server": native.instrument_application("Server", "application", instrumented(gone_from_daphne)),
+        "starlette.routing": instrument_starlette,
+        "fastapi.routing": instrument_fastapi,
+        "concurrent.futures.thread": instrument_executor,
+    }
+)

@@ -1,0 +1,47 @@
+"""A Django shop for ASGI servers, in one file, that keeps something for each request of most of its pages."""
+
+import asyncio
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import include, path
+
+kept = []
+
+
+async def sell(request, number):
+    kept.append(b"x" * 250_000)
+    return HttpResponse("sold number %d" % number)
+
+
+def lend(request, number):
+    kept.append(b"x" * 240_000)
+    return HttpResponse("lent number %d" % number)
+
+
+async def broken(request):
+    raise RuntimeError("this page never works")
+
+
+async def endless(request):
+    kept.append(b"x" * 100_000)
+
+    async def pieces():
+        while True:
+            yield b"x" * 65_536
+            # To a client that has gone a server sends without waiting, and then nothing else would ever run.
+            await asyncio.sleep(0)
+
+    return StreamingHttpResponse(pieces())
+
+
+urlpatterns = [
+    path("sell/", include([path("<int:number>", sell)])),
+    path("lend/<int:number>", lend),
+    path("broken", broken),
+    path("endless", endless),
+]
+
+settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=__name__, SECRET_KEY="of a test")
+application = get_asgi_application()

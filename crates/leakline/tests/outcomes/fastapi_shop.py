@@ -1,0 +1,80 @@
+"""A FastAPI shop that keeps something for each request of most of its pages: in a coroutine, in Starlette's pool of
+threads, in the loop's, and in a task that runs when the answer is complete."""
+
+import asyncio
+
+from fastapi import APIRouter, BackgroundTasks, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+
+app = FastAPI()
+kept = []
+
+
+def keep(size):
+    kept.append(b"x" * size)
+
+
+@app.get("/sell/{number}")
+async def sell(number: int):
+    keep(250_000)
+    return number
+
+
+@app.get("/lend/{number}")
+def lend(number: int):
+    keep(240_000)
+    return number
+
+
+@app.get("/pool/{number}")
+async def pool(number: int):
+    await asyncio.get_running_loop().run_in_executor(None, keep, 230_000)
+    return number
+
+
+@app.get("/later/{number}")
+async def later(number: int, tasks: BackgroundTasks):
+    tasks.add_task(keep, 220_000)
+    return number
+
+
+@app.get("/broken")
+async def broken():
+    raise RuntimeError("this page never works")
+
+
+@app.get("/endless")
+async def endless():
+    keep(100_000)
+
+    async def pieces():
+        while True:
+            yield b"x" * 65_536
+            # To a client that has gone a server sends without waiting, and then nothing else would ever run.
+            await asyncio.sleep(0)
+
+    return StreamingResponse(pieces())
+
+
+@app.websocket("/talk")
+async def talk(socket: WebSocket):
+    await socket.accept()
+    keep(150_000)
+    await socket.send_text(await socket.receive_text())
+    await socket.close()
+
+
+branch = APIRouter()
+
+
+@branch.get("/order/{number}")
+async def order(number: int):
+    keep(210_000)
+    return number
+
+
+app.include_router(branch, prefix="/branch/{town}")
+
+mounted = FastAPI()
+mounted.include_router(branch)
+app.mount("/mounted", mounted)
