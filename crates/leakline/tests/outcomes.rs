@@ -1,0 +1,185 @@
+//! Real servers under leakline, each asked for pages that work, that fail, and that the client leaves before they are
+//! complete: has each request been counted on its route and with its outcome, and do the bytes that a page is known to
+//! keep lie on its route?
+mod harness;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use harness::Server;
+use leakline::drive::plan::Plan;
+use serde_json::Value;
+
+/// A busy machine makes the sampler coarser, so servers don't run side by side.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Requests that work, of each page that keeps something.
+const KEPT: u64 = 60;
+/// Requests that fail.
+const BROKEN: u64 = 10;
+/// Requests whose client leaves.
+const LEFT: u64 = 6;
+
+/// A page that keeps something: its path, its route, and the bytes that each request keeps.
+type Page = (&'static str, &'static str, u64);
+
+const FLASK: &[Page] = &[("/sell/{number}", "GET /sell/<int:number>", 250_000)];
+const FASTAPI: &[Page] = &[
+    ("/sell/{number}", "GET /sell/{number}", 250_000),
+    ("/lend/{number}", "GET /lend/{number}", 240_000),
+    ("/pool/{number}", "GET /pool/{number}", 230_000),
+    ("/later/{number}", "GET /later/{number}", 220_000),
+    ("/branch/here/order/{number}", "GET /branch/{town}/order/{number}", 210_000),
+    ("/mounted/order/{number}", "GET /mounted/order/{number}", 210_000),
+];
+const DJANGO: &[Page] = &[
+    ("/sell/{number}", "GET /sell/<int:number>", 250_000),
+    ("/lend/{number}", "GET /lend/<int:number>", 240_000),
+];
+
+/// Where the applications are.
+fn applications() -> PathBuf {
+    harness::root().join("crates/leakline/tests/outcomes")
+}
+
+fn plan(path: &str, total: u64) -> Plan {
+    let parameters = if path.contains("{number}") { "parameters = { number = \"1..100000\" }" } else { "" };
+    let text = format!("total = {total}\nconcurrency = 3\n[[route]]\npath = \"{path}\"\n{parameters}");
+    Plan::parse(&text).unwrap()
+}
+
+/// Asks for a page and hangs up when its first bytes are there.
+fn leave(server: &Server, path: &str) {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
+}
+
+/// The report, when so many requests have ended. Servers notice late that a client has gone, and what a page keeps
+/// after its answer, it keeps before its request ends.
+fn report_after(server: &Server, requests: u64) -> Value {
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let report = server.report();
+        let ended: u64 = routes(&report).iter().map(|route| route["requests"].as_u64().unwrap()).sum();
+        if ended == requests {
+            return report;
+        }
+        assert!(Instant::now() < patience, "{ended} of {requests} requests: {report:#}\n{}", server.log());
+        sleep(Duration::from_millis(200));
+    }
+}
+
+fn routes(report: &Value) -> &[Value] {
+    report["routes"].as_array().unwrap()
+}
+
+/// Requests of this route that ended ok, in an error, and aborted; and its live bytes.
+fn ended(report: &Value, name: &str) -> ([u64; 3], f64) {
+    let route = routes(report).iter().find(|route| route["route"] == name);
+    let route = route.unwrap_or_else(|| panic!("no {name}: {report:#}"));
+    (["ok", "error", "aborted"].map(|outcome| route[outcome].as_u64().unwrap()), route["live_bytes"].as_f64().unwrap())
+}
+
+fn keeps(report: &Value, route: &str, outcomes: [u64; 3], bytes: u64) {
+    let (found, live) = ended(report, route);
+    assert_eq!(found, outcomes, "{route}: {report:#}");
+    // Samples 100 kB apart give 12 MB a deviation of sqrt(100 kB * 12 MB) = 1.1 MB. A few requests leave something in
+    // caches beside.
+    let exact = (outcomes.iter().sum::<u64>() * bytes) as f64;
+    assert!((exact / 2.0..exact * 2.0).contains(&live), "{route} keeps {exact}, and {live} was found: {report:#}");
+}
+
+fn check(versions: &[&str], arguments: &str, pages: &[Page], leaves_large: bool) {
+    for version in versions {
+        // A server that failed must not keep the others from running.
+        let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(python) = harness::python(version, &applications().join("requirements.txt")) else { continue };
+        let port = harness::free_port();
+        let arguments = arguments.replace("{port}", &port.to_string());
+        let command: Vec<_> =
+            [python.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
+        // Few requests and dense samples.
+        let options = ["--budget".to_owned(), "20".to_owned()];
+        let server = Server::start_with(&options, &command, &applications(), port);
+        for (path, _, _) in pages {
+            server.drive_well(&plan(path, KEPT));
+        }
+        let broken = server.drive(&plan("/broken", BROKEN)).sum();
+        assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
+        for _ in 0..LEFT {
+            leave(&server, "/endless");
+        }
+        let mut requests = KEPT * pages.len() as u64 + BROKEN + LEFT;
+        if leaves_large {
+            leave(&server, "/large");
+            requests += 1;
+        }
+        let mut report = report_after(&server, requests);
+        // Waitress learns of it when the request has ended.
+        let patience = Instant::now() + Duration::from_secs(60);
+        while leaves_large && ended(&report, "GET /large").0 != [0, 0, 1] {
+            assert!(Instant::now() < patience, "the large page's client left: {report:#}\n{}", server.log());
+            sleep(Duration::from_millis(200));
+            report = server.report();
+        }
+        for (_, route, bytes) in pages {
+            keeps(&report, route, [KEPT, 0, 0], *bytes);
+        }
+        assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
+        // That it keeps 100 kB shows in few requests only to a sampler that is not kept busy otherwise.
+        assert_eq!(ended(&report, "GET /endless").0, [0, 0, LEFT], "{report:#}");
+        server.stop();
+    }
+}
+
+macro_rules! wsgi {
+    ($($name:ident: $arguments:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            check(&["3.11"], $arguments, FLASK, true);
+        }
+    )*};
+}
+
+wsgi! {
+    gunicorn_sync: "-m gunicorn --bind 127.0.0.1:{port} flask_shop:app";
+    gunicorn_threads: "-m gunicorn --threads 4 --bind 127.0.0.1:{port} flask_shop:app";
+    gunicorn_gevent: "-m gunicorn --worker-class gevent --bind 127.0.0.1:{port} flask_shop:app";
+    waitress: "-m waitress --listen 127.0.0.1:{port} flask_shop:app";
+    cheroot: "flask_shop.py cheroot {port}";
+    werkzeug: "flask_shop.py werkzeug {port}";
+    wsgiref: "flask_shop.py wsgiref {port}";
+}
+
+#[test]
+fn uvicorn_h11() {
+    let arguments = "-m uvicorn --http h11 --port {port} --log-level critical fastapi_shop:app";
+    check(&["3.8", "3.11", "3.13"], arguments, FASTAPI, false);
+}
+
+#[test]
+fn uvicorn_httptools() {
+    let arguments = "-m uvicorn --http httptools --port {port} --log-level critical fastapi_shop:app";
+    check(&["3.11"], arguments, FASTAPI, false);
+}
+
+#[test]
+fn uvicorn_as_a_worker_of_gunicorn() {
+    let arguments = "-m gunicorn --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:{port} fastapi_shop:app";
+    check(&["3.11"], arguments, FASTAPI, false);
+}
+
+#[test]
+fn hypercorn() {
+    check(&["3.8", "3.11"], "-m hypercorn --bind 127.0.0.1:{port} fastapi_shop:app", FASTAPI, false);
+}
+
+#[test]
+fn daphne_with_django() {
+    check(&["3.11"], "-m daphne --verbosity 0 --port {port} django_shop:application", DJANGO, false);
+}
