@@ -36,10 +36,8 @@ const FASTAPI: &[Page] = &[
     ("/branch/here/order/{number}", "GET /branch/{town}/order/{number}", 210_000),
     ("/mounted/order/{number}", "GET /mounted/order/{number}", 210_000),
 ];
-const DJANGO: &[Page] = &[
-    ("/sell/{number}", "GET /sell/<int:number>", 250_000),
-    ("/lend/{number}", "GET /lend/<int:number>", 240_000),
-];
+const DJANGO: &[Page] =
+    &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/<int:number>", 240_000)];
 
 /// Where the applications are.
 fn applications() -> PathBuf {
@@ -131,7 +129,6 @@ fn check(versions: &[&str], arguments: &str, pages: &[Page], leaves_large: bool)
             keeps(&report, route, [KEPT, 0, 0], *bytes);
         }
         assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
-        // That it keeps 100 kB shows in few requests only to a sampler that is not kept busy otherwise.
         assert_eq!(ended(&report, "GET /endless").0, [0, 0, LEFT], "{report:#}");
         server.stop();
     }

@@ -25,8 +25,6 @@ async def broken(request):
 
 
 async def endless(request):
-    kept.append(b"x" * 100_000)
-
     async def pieces():
         while True:
             yield b"x" * 65_536

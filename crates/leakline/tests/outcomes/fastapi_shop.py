@@ -3,7 +3,7 @@ threads, in the loop's, and in a task that runs when the answer is complete."""
 
 import asyncio
 
-from fastapi import APIRouter, BackgroundTasks, FastAPI, WebSocket
+from fastapi import APIRouter, BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
 
 app = FastAPI()
@@ -45,8 +45,6 @@ async def broken():
 
 @app.get("/endless")
 async def endless():
-    keep(100_000)
-
     async def pieces():
         while True:
             yield b"x" * 65_536
@@ -54,14 +52,6 @@ async def endless():
             await asyncio.sleep(0)
 
     return StreamingResponse(pieces())
-
-
-@app.websocket("/talk")
-async def talk(socket: WebSocket):
-    await socket.accept()
-    keep(150_000)
-    await socket.send_text(await socket.receive_text())
-    await socket.close()
 
 
 branch = APIRouter()

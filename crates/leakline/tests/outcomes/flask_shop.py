@@ -1,4 +1,4 @@
-"""A Flask shop that keeps something for each request of two of its pages. Served by the server that is named on the
+"""A Flask shop that keeps everything that it has sold. Served by the server that is named on the
 command line, or imported by gunicorn."""
 
 import sys
@@ -7,7 +7,6 @@ from flask import Flask, Response
 
 app = Flask(__name__)
 sold = []
-begun = []
 
 
 @app.route("/sell/<int:number>")
@@ -23,8 +22,6 @@ def broken():
 
 @app.route("/endless")
 def endless():
-    begun.append(b"x" * 100_000)
-
     def pieces():
         while True:
             yield b"x" * 65_536
