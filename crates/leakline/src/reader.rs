@@ -5,11 +5,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use leakline_table::layout::{self, HEADER_BYTES, Header, MOST_BYTES};
+use leakline_table::layout::{self, HEADER_BYTES, Header, MOST_BYTES, PEAK_BUCKETS, PeakRecord};
 use leakline_table::reader::{self, Code, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
 use crate::analyze::evidence::{
-    Frame, FullCollection, Loss, Outcome, Owner, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
+    Frame, FullCollection, Loss, Outcome, Owner, Peak, Phase, Route, RouteId, Sample, Served, Settled, StackId, Tick,
+    Worker,
 };
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
@@ -64,6 +65,7 @@ pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
         requests,
         stacks: stacks(&snapshot, minor),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests)).collect(),
+        peaks: snapshot.peaks.iter().filter_map(|(record, stack)| peak(record, *stack, &routes)).collect(),
         routes,
         full_collections: snapshot
             .collections
@@ -105,6 +107,8 @@ fn route(raw: &RawRoute) -> Route {
     let served = |outcome: usize| Served {
         requests: count(raw.record.requests[outcome]),
         allocated_bytes: amount(raw.record.allocated_bytes[outcome]),
+        peak_bytes: amount(raw.record.peak_bytes[outcome]),
+        peaks: std::array::from_fn(|bucket| raw.record.peaks[outcome * PEAK_BUCKETS + bucket].into()),
     };
     Route {
         name: if raw.name.is_empty() { "(other routes)".to_owned() } else { printable(&raw.name) },
@@ -116,12 +120,10 @@ fn route(raw: &RawRoute) -> Route {
 /// `routes` was read a moment before: what has happened in between is seen by the next reader.
 fn sample(raw: &RawSample, routes: &[Route], requests: u64) -> Sample {
     let record = &raw.record;
-    let outcome = [Outcome::Ok, Outcome::Error, Outcome::Aborted][record.outcome as usize];
-    let ended = routes.get(record.route as usize).map_or(0, |route| route.served[record.outcome as usize].requests);
     let owner = match record.owner {
         layout::OWNER_NONE => Owner::Unattributed,
-        layout::OWNER_SETTLED if ended > 0 => {
-            Owner::Request(Settled { route: RouteId(record.route), outcome, ordinal: record.ordinal.clamp(1, ended) })
+        layout::OWNER_SETTLED => {
+            settled(record.route, record.outcome, record.ordinal, routes).map_or(Owner::InFlight, Owner::Request)
         }
         _ => Owner::InFlight,
     };
@@ -134,7 +136,28 @@ fn sample(raw: &RawSample, routes: &[Route], requests: u64) -> Sample {
         born: record.born.min(requests),
         growth: record.flags & layout::FLAG_GROWTH != 0,
         recycled: record.flags & layout::FLAG_RECYCLED != 0,
+        phase: Phase::ALL[(record.flags >> layout::PHASE_SHIFT & 3) as usize],
     }
+}
+
+/// The peak of a request that `routes`, read a moment before, know to have ended.
+fn peak(record: &PeakRecord, stack: Option<u32>, routes: &[Route]) -> Option<Peak> {
+    Some(Peak {
+        request: settled(record.route, record.outcome, record.ordinal, routes)?,
+        after: count(record.requests),
+        bytes: amount(record.bytes),
+        top_bytes: amount(record.top_bytes),
+        stack: stack.map(StackId),
+        phase: Phase::ALL[record.phase as usize],
+        left_bytes: amount(record.left_bytes),
+    })
+}
+
+/// The n-th request of a route and outcome, where such requests have ended.
+fn settled(route: u32, outcome: u8, ordinal: u64, routes: &[Route]) -> Option<Settled> {
+    let outcome = Outcome::ALL[outcome as usize];
+    let ended = routes.get(route as usize)?.served[outcome as usize].requests;
+    (ended > 0).then(|| Settled { route: RouteId(route), outcome, ordinal: ordinal.clamp(1, ended) })
 }
 
 /// A counter that is larger than anything that ever happened is cut, so that sums of counters stay in range.

@@ -9,7 +9,7 @@
 //! - **A collection.** Cyclic garbage lives until a full collection, so it matters whether one has passed over it.
 use std::collections::{BTreeMap, HashMap};
 
-use super::evidence::{Evidence, Frame, Outcome, Owner, Sample, Worker};
+use super::evidence::{Evidence, Frame, Outcome, Owner, Phase, Sample, Worker};
 use super::lines::Libraries;
 use super::window::Window;
 
@@ -86,6 +86,8 @@ pub struct Deposit {
     pub size: u64,
     /// The sample's stack was that of an earlier life.
     pub recycled: bool,
+    /// What the request was doing.
+    pub phase: Phase,
 }
 
 impl Deposit {
@@ -154,6 +156,7 @@ impl Deposits {
                     growth: sample.growth,
                     size: sample.size,
                     recycled: sample.recycled,
+                    phase: sample.phase,
                 };
                 ledger.all.push(deposit);
             }

@@ -17,6 +17,25 @@ impl Outcome {
     pub const ALL: [Self; 3] = [Self::Ok, Self::Error, Self::Aborted];
 }
 
+/// What a request was doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Until its handler has returned the response.
+    #[default]
+    Handler,
+    /// While the response's body is made and sent.
+    Streaming,
+    /// In `close()` of the response.
+    Closing,
+    /// Work that carries the request's context on after it has ended.
+    After,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Handler, Self::Streaming, Self::Closing, Self::After];
+}
+
 /// One Python frame, resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {
@@ -43,6 +62,11 @@ pub struct Served {
     pub requests: u64,
     /// Estimated bytes that they allocated, freed since or not.
     pub allocated_bytes: f64,
+    /// The most that one of them held at once, in estimated bytes.
+    pub peak_bytes: f64,
+    /// What they held at their highest, a histogram of powers of two: `peaks[i]` requests stayed below 2^i KiB (and not
+    /// below 2^(i-1)); the last one has no upper bound.
+    pub peaks: [u64; 24],
 }
 
 /// One route of one worker.
@@ -100,6 +124,27 @@ pub struct Sample {
     /// the block's first life, so it does not say where the bytes are held now: the untainted samples of the same size
     /// (and route and outcome, where these are known) are the better witnesses.
     pub recycled: bool,
+    /// What its request was doing.
+    pub phase: Phase,
+}
+
+/// What one request held at its highest; kept for the requests that held most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// The request, which has ended.
+    pub request: Settled,
+    /// How many requests of any route this worker had ended before.
+    pub after: u64,
+    /// Estimated bytes that were live at once.
+    pub bytes: f64,
+    /// Of those, the bytes of the stack that had most, when the peak was last looked at.
+    pub top_bytes: f64,
+    /// That stack.
+    pub stack: Option<StackId>,
+    /// What the request was doing then.
+    pub phase: Phase,
+    /// Estimated bytes of the request that were live when it ended.
+    pub left_bytes: f64,
 }
 
 /// A run of the cyclic collector over all generations.
@@ -150,6 +195,8 @@ pub struct Worker {
     pub routes: Vec<Route>,
     /// Live samples.
     pub samples: Vec<Sample>,
+    /// The requests that held most at once.
+    pub peaks: Vec<Peak>,
     /// The collector's full runs, oldest first; the latest 64 at most.
     pub full_collections: Vec<FullCollection>,
     /// History, oldest first.

@@ -2,10 +2,11 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use super::balloons::{Balloon, balloons};
 use super::decision::{ERROR, Garbage};
 use super::deposit::{Deposit, Deposits, FunctionId, LineId, Place, Source};
-use super::evidence::{Evidence, Frame, Outcome};
-use super::group::{Group, Pool, Scope, groups};
+use super::evidence::{Evidence, Frame, Outcome, Phase};
+use super::group::{Group, Key, Pool, Scope, groups};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
@@ -16,6 +17,8 @@ const UNCOLLECTED_CONFIDENCE: f64 = 0.9;
 const MOST_CONFIDENCE: f64 = 0.99;
 /// A function is named for a whole route where it carries at least this share.
 const DOMINANT: f64 = 0.5;
+/// A phase is named where it carries at least this share of what grows.
+const IN_ONE_PHASE: f64 = 0.95;
 /// Sites below this share of a finding are not listed.
 const WORTH_LISTING: f64 = 0.05;
 
@@ -42,6 +45,17 @@ pub struct Share {
     pub share: f64,
 }
 
+/// What the requests of one outcome leave behind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grown {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Requests of that outcome on these routes, all workers.
+    pub requests: u64,
+    /// Bytes that each leaves behind; `None` where there were too few to tell.
+    pub rate: Option<Rate>,
+}
+
 /// Memory that grows, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
@@ -53,6 +67,10 @@ pub struct Finding {
     pub routes: Vec<String>,
     /// The only outcome that leaks; `None` where all do, as far as one can tell.
     pub outcome: Option<Outcome>,
+    /// What each outcome leaves behind, for comparison; empty where there was only one.
+    pub outcomes: Vec<Grown>,
+    /// What the requests were doing when they allocated it; `None` where that differs.
+    pub phase: Option<Phase>,
     /// Bytes per request of that route and outcome.
     pub rate: Rate,
     /// Estimated bytes that have been left behind so far.
@@ -82,8 +100,10 @@ pub struct Finding {
 /// What the evidence shows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Analysis {
-    /// What was found, that which costs most first.
+    /// Memory that grows, that which holds most first.
     pub findings: Vec<Finding>,
+    /// Memory that few requests took at once and gave back, the most first.
+    pub balloons: Vec<Balloon>,
     /// What each route did, that which holds most first.
     pub routes: Vec<RouteTotals>,
     /// What ran outside of requests.
@@ -100,10 +120,11 @@ pub fn findings(evidence: &Evidence) -> Analysis {
     let is_leak = |group: &&Group| group.shape.is_even() && group.shape.doubt() * looked_at as f64 <= ERROR;
     let leaks: Vec<&Group> = groups.iter().filter(is_leak).collect();
     let mut findings: Vec<Finding> =
-        without_repeats(&leaks).into_iter().map(|group| finding(evidence, &deposits, group, looked_at)).collect();
+        without_repeats(&leaks).into_iter().map(|group| finding(evidence, &deposits, group, &groups)).collect();
     findings.sort_by(|one, other| other.live_bytes.total_cmp(&one.live_bytes));
     Analysis {
         findings,
+        balloons: balloons(evidence),
         routes: totals(evidence, &deposits),
         unattributed: unattributed(evidence),
         smallest_visible: smallest_visible(evidence, &deposits, looked_at),
@@ -153,8 +174,9 @@ fn function_of(group: &Group) -> Option<FunctionId> {
     }
 }
 
-fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: usize) -> Finding {
-    let (outcome, rate) = leaking_outcome(deposits, group);
+fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Group]) -> Finding {
+    let outcomes = by_outcome(deposits, group, groups);
+    let (outcome, rate) = leaking_outcome(group, &outcomes);
     let is_leaking = |source: &Source| {
         let fits = |only| matches!(*source, Source::Route(_, how) if how == only);
         group.sources.contains(source) && outcome.is_none_or(fits)
@@ -182,9 +204,11 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, looked_at: u
         origin: Origin::Python,
         routes: routes.into_iter().map(|route| deposits.routes[route.0].clone()).collect(),
         outcome,
+        outcomes,
+        phase: Phase::ALL.into_iter().find(|&phase| in_phase(&members, phase) >= live_bytes * IN_ONE_PHASE),
         rate,
         live_bytes,
-        confidence: (1.0 - group.shape.doubt() * looked_at as f64).clamp(0.0, most),
+        confidence: (1.0 - group.shape.doubt() * groups.len() as f64).clamp(0.0, most),
         garbage: group.shape.garbage,
         samples: members.len(),
         requests: deposits.requests_of(is_leaking),
@@ -224,22 +248,41 @@ fn largest_first<Key: Ord>(bytes: impl Iterator<Item = (Key, f64)>) -> Vec<(Key,
     sums
 }
 
+fn in_phase(members: &[&Deposit], phase: Phase) -> f64 {
+    members.iter().filter(|deposit| deposit.phase == phase).map(|deposit| deposit.bytes).sum()
+}
+
+/// What each outcome leaves behind of what a group is about. A group of one outcome is compared by the one that pools
+/// them all, if that had enough to be looked at.
+fn by_outcome(deposits: &Deposits, group: &Group, groups: &[Group]) -> Vec<Grown> {
+    let key = Key { outcome: None, ..group.key };
+    let whole = groups.iter().find(|other| other.key == key).unwrap_or(group);
+    let known = whole.outcomes(deposits);
+    if known.len() < 2 {
+        return vec![];
+    }
+    let grown = |outcome| {
+        let fits = |source: &Source| {
+            matches!(source, Source::Route(_, of) if *of == outcome) && whole.sources.contains(source)
+        };
+        Grown { outcome, requests: deposits.requests_of(fits), rate: whole.rate_of(deposits, outcome) }
+    };
+    known.into_iter().map(grown).collect()
+}
+
 /// The outcome that leaks more than all others for sure, with its rate; no single one where several do, or where there
 /// is nothing to tell them by.
-fn leaking_outcome(deposits: &Deposits, group: &Group) -> (Option<Outcome>, Rate) {
-    let known = group.outcomes(deposits);
-    if group.key.outcome.is_some() || known.len() < 2 {
+fn leaking_outcome(group: &Group, outcomes: &[Grown]) -> (Option<Outcome>, Rate) {
+    if group.key.outcome.is_some() {
         return (group.key.outcome, group.rate);
     }
-    let rates: Vec<(Outcome, Option<Rate>)> =
-        known.into_iter().map(|outcome| (outcome, group.rate_of(deposits, outcome))).collect();
-    let alone = rates.iter().find(|(outcome, rate)| {
-        let others = rates.iter().filter(|(other, _)| other != outcome);
-        let exceeds = |other: &Option<Rate>| rate.zip(*other).is_some_and(|(rate, other)| rate.low > other.high);
-        others.map(|(_, other)| other).all(exceeds)
+    let alone = outcomes.iter().find(|one| {
+        let others = outcomes.iter().filter(|other| other.outcome != one.outcome);
+        let exceeds = |other: &Grown| one.rate.zip(other.rate).is_some_and(|(rate, other)| rate.low > other.high);
+        others.into_iter().all(exceeds)
     });
     match alone {
-        Some(&(outcome, Some(rate))) => (Some(outcome), rate),
+        Some(&Grown { outcome, rate: Some(rate), .. }) => (Some(outcome), rate),
         _ => (None, group.rate),
     }
 }

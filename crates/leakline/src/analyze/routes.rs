@@ -13,6 +13,8 @@ pub struct RouteTotals {
     pub allocated_bytes: f64,
     /// Estimated bytes of them that live.
     pub live_bytes: f64,
+    /// The most that one of its requests held at once, in estimated bytes.
+    pub peak_bytes: f64,
     /// Half of the requests took no longer than this many milliseconds; known to a factor of two.
     pub p50_ms: Option<f64>,
     /// 99 of 100 took no longer.
@@ -46,6 +48,7 @@ pub fn totals(evidence: &Evidence, deposits: &Deposits) -> Vec<RouteTotals> {
             requests: Outcome::ALL.map(served),
             allocated_bytes: sum(routes().flat_map(|route| route.served).map(|served| served.allocated_bytes)),
             live_bytes: sum(live.map(|deposit| deposit.bytes)),
+            peak_bytes: routes().flat_map(|route| route.served).map(|served| served.peak_bytes).fold(0.0, f64::max),
             p50_ms: quantile(&durations, 0.50),
             p99_ms: quantile(&durations, 0.99),
         }

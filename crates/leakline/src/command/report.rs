@@ -37,7 +37,10 @@ pub struct Report {
 /// What there are findings of.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
+    /// Each request leaves something behind
     Leak,
+    /// Few requests take much at once
+    Balloon,
 }
 
 impl Report {
@@ -46,8 +49,12 @@ impl Report {
         let run = self.run(global)?;
         let findings = of(&run)?;
         print(&printed(&findings, &run, global, &std::io::stdout()))?;
-        let found = self.fail_on.is_some_and(|kind| match kind {
-            Kind::Leak => findings.findings.iter().any(|finding| finding.kind == "leak"),
+        let found = self.fail_on.is_some_and(|kind| {
+            let kind = match kind {
+                Kind::Leak => "leak",
+                Kind::Balloon => "balloon",
+            };
+            findings.findings.iter().any(|finding| finding.kind == kind)
         });
         Ok(if found { Exit::Found } else { Exit::Done }.into())
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::analyze::decision::Garbage;
-use crate::analyze::evidence::{Evidence, Frame, Outcome, Worker};
-use crate::analyze::{self, Analysis, Kind, Origin};
+use crate::analyze::evidence::{Evidence, Frame, Outcome, Phase, Worker};
+use crate::analyze::{self, Analysis, Balloon, Grown, Kind, Origin, Reached};
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -106,7 +106,7 @@ pub struct Unknown;
 /// One finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// `leak`
+    /// `leak` or `balloon`
     pub kind: &'static str,
     /// `python`
     pub origin: &'static str,
@@ -116,26 +116,34 @@ pub struct Finding {
     pub routes: Vec<String>,
     /// `any`, `ok`, `error` or `aborted`.
     pub outcome: &'static str,
-    /// `any`
+    /// `any`, `handler`, `streaming`, `closing` or `after`.
     pub phase: &'static str,
-    /// What a request leaves behind.
-    pub bytes_per_request: f64,
-    /// Lower bound of its 95 % interval.
+    /// What a request leaves behind; null for a balloon.
+    pub bytes_per_request: Option<f64>,
+    /// Lower bound of the 95 % interval of a leak's `bytes_per_request`, or a balloon's `peak_bytes`.
     pub low: f64,
-    /// Upper bound of its 95 % interval.
+    /// Its upper bound.
     pub high: f64,
-    /// What has been left behind so far.
+    /// What has been left behind so far, and of a balloon what still lives.
     pub live_bytes: f64,
-    /// The most that it ever held.
-    pub peak_bytes: Unknown,
+    /// The most that one request held at once; null for a leak.
+    pub peak_bytes: Option<f64>,
+    /// The highest resident set of the balloon's process; null for a leak.
+    pub rss_peak: Option<u64>,
+    /// A request is counted as one that balloons if it held so many bytes at once; null for a leak.
+    pub level_bytes: Option<u64>,
+    /// Half of the requests that a balloon's are compared with held less than so many bytes; null for a leak.
+    pub usual_bytes: Option<u64>,
+    /// The route's requests by outcome, for comparison; empty for a leak where all had the same.
+    pub outcomes: Vec<Compared>,
     /// 0 to 1.
     pub confidence: f64,
-    /// Live samples that it rests on.
-    pub samples: usize,
+    /// Live samples that a leak rests on; null for a balloon.
+    pub samples: Option<usize>,
     /// Requests of the route and outcome.
     pub requests: u64,
-    /// Cyclic garbage that was not collected yet is ruled out.
-    pub collected: bool,
+    /// Cyclic garbage that was not collected yet is ruled out; null for a balloon.
+    pub collected: Option<bool>,
     /// The line that allocates.
     pub site: Option<Line>,
     /// The innermost line of the application's own code.
@@ -154,6 +162,23 @@ pub struct Finding {
     pub limit_reached_in_seconds: Option<f64>,
     /// The finding in one sentence.
     pub summary: String,
+}
+
+/// What the requests of one outcome did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    /// `ok`, `error` or `aborted`.
+    pub outcome: &'static str,
+    /// How many there were.
+    pub requests: u64,
+    /// What each leaves behind; null for a balloon, and where there were too few to tell.
+    pub bytes_per_request: Option<f64>,
+    /// Lower bound of its 95 % interval.
+    pub low: Option<f64>,
+    /// Upper bound of its 95 % interval.
+    pub high: Option<f64>,
+    /// How many held `level_bytes` at once; null for a leak.
+    pub reached: Option<u64>,
 }
 
 /// A line of Python.
@@ -194,8 +219,8 @@ pub struct Route {
     pub allocated_bytes: f64,
     /// What of it lives.
     pub live_bytes: f64,
-    /// The most that they ever held.
-    pub peak_bytes: Unknown,
+    /// The most that one of them held at once.
+    pub peak_bytes: f64,
     /// Half of them took no longer; an upper bound, at most twice too high.
     pub p50_ms: Option<f64>,
     /// 99 of 100 took no longer; likewise.
@@ -221,6 +246,10 @@ impl Report {
     pub fn new(evidence: &Evidence, analysis: &Analysis) -> Self {
         let span = analyze::span(evidence);
         let requests = evidence.workers.iter().map(|worker| worker.requests).sum();
+        let mut findings: Vec<Finding> =
+            analysis.findings.iter().map(leak).chain(analysis.balloons.iter().map(balloon)).collect();
+        let cost = |finding: &Finding| finding.peak_bytes.unwrap_or(finding.live_bytes);
+        findings.sort_by(|one, other| cost(other).total_cmp(&cost(one)));
         Self {
             schema: 1,
             target: target(evidence),
@@ -231,7 +260,7 @@ impl Report {
             },
             evidence: basis(evidence, analysis),
             rss: rss(evidence),
-            findings: analysis.findings.iter().map(finding).collect(),
+            findings,
             routes: analysis.routes.iter().map(route).collect(),
             unattributed: Unattributed {
                 live_bytes: analysis.unattributed.live_bytes,
@@ -292,7 +321,7 @@ fn rss(evidence: &Evidence) -> Rss {
     }
 }
 
-fn finding(finding: &analyze::Finding) -> Finding {
+fn leak(finding: &analyze::Finding) -> Finding {
     let is_own = finding.site == finding.application;
     Finding {
         kind: match finding.kind {
@@ -303,22 +332,21 @@ fn finding(finding: &analyze::Finding) -> Finding {
         },
         route: Some(&finding.routes).filter(|routes| routes.len() == 1).map(|routes| routes[0].clone()),
         routes: finding.routes.clone(),
-        outcome: match finding.outcome {
-            None => "any",
-            Some(Outcome::Ok) => "ok",
-            Some(Outcome::Error) => "error",
-            Some(Outcome::Aborted) => "aborted",
-        },
-        phase: "any",
-        bytes_per_request: finding.rate.bytes,
+        outcome: finding.outcome.map_or("any", outcome),
+        phase: finding.phase.map_or("any", phase),
+        bytes_per_request: Some(finding.rate.bytes),
         low: finding.rate.low,
         high: finding.rate.high,
         live_bytes: finding.live_bytes,
-        peak_bytes: Unknown,
+        peak_bytes: None,
+        rss_peak: None,
+        level_bytes: None,
+        usual_bytes: None,
+        outcomes: finding.outcomes.iter().map(grown).collect(),
         confidence: finding.confidence,
-        samples: finding.samples,
+        samples: Some(finding.samples),
         requests: finding.requests,
-        collected: finding.garbage == Garbage::RuledOut,
+        collected: Some(finding.garbage == Garbage::RuledOut),
         site: finding.site.as_ref().map(line),
         application: finding.application.as_ref().map(line),
         stack: finding.stack.iter().map(line).collect(),
@@ -327,7 +355,83 @@ fn finding(finding: &analyze::Finding) -> Finding {
         holder: Unknown,
         sockets: [],
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
-        summary: summary(finding),
+        summary: leak_summary(finding),
+    }
+}
+
+fn balloon(balloon: &Balloon) -> Finding {
+    let is_own = balloon.site == balloon.application;
+    let of_outcome =
+        balloon.outcomes.iter().filter(|reached| balloon.outcome.is_none_or(|only| only == reached.outcome));
+    let site = balloon.site.as_ref().map(line);
+    Finding {
+        kind: "balloon",
+        origin: "python",
+        route: Some(balloon.route.clone()),
+        routes: vec![balloon.route.clone()],
+        outcome: balloon.outcome.map_or("any", outcome),
+        phase: phase(balloon.phase),
+        bytes_per_request: None,
+        low: balloon.low,
+        high: balloon.high,
+        live_bytes: balloon.left_bytes,
+        peak_bytes: Some(balloon.peak_bytes),
+        rss_peak: Some(balloon.rss_peak_bytes),
+        level_bytes: Some(balloon.level_bytes),
+        usual_bytes: Some(balloon.usual_bytes),
+        outcomes: balloon.outcomes.iter().map(reached).collect(),
+        confidence: balloon.confidence,
+        samples: None,
+        requests: of_outcome.map(|reached| reached.requests).sum(),
+        collected: None,
+        sites: site.iter().map(|line| Site { line: line.clone(), share: balloon.share }).collect(),
+        site,
+        application: balloon.application.as_ref().map(line),
+        stack: balloon.stack.iter().map(line).collect(),
+        library: balloon.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
+        holder: Unknown,
+        sockets: [],
+        limit_reached_in_seconds: None,
+        summary: balloon_summary(balloon),
+    }
+}
+
+fn grown(grown: &Grown) -> Compared {
+    Compared {
+        outcome: outcome(grown.outcome),
+        requests: grown.requests,
+        bytes_per_request: grown.rate.map(|rate| rate.bytes),
+        low: grown.rate.map(|rate| rate.low),
+        high: grown.rate.map(|rate| rate.high),
+        reached: None,
+    }
+}
+
+fn reached(reached: &Reached) -> Compared {
+    Compared {
+        outcome: outcome(reached.outcome),
+        requests: reached.requests,
+        bytes_per_request: None,
+        low: None,
+        high: None,
+        reached: Some(reached.reached),
+    }
+}
+
+fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Ok => "ok",
+        Outcome::Error => "error",
+        Outcome::Aborted => "aborted",
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Handler => "handler",
+        Phase::Streaming => "streaming",
+        Phase::Closing => "closing",
+        Phase::After => "after",
     }
 }
 
@@ -343,21 +447,36 @@ fn library(file: &str) -> Option<String> {
     Some(name.trim_end_matches(".py").to_owned())
 }
 
-fn summary(finding: &analyze::Finding) -> String {
-    let condition = match finding.outcome {
+fn condition(outcome: Option<Outcome>) -> &'static str {
+    match outcome {
         None => "",
         Some(Outcome::Ok) => " that succeeds",
         Some(Outcome::Error) => " that fails",
         Some(Outcome::Aborted) => " whose client goes away",
-    };
+    }
+}
+
+fn place(application: Option<&Frame>, site: Option<&Frame>) -> String {
+    let line = application.or(site);
+    line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function))
+}
+
+fn balloon_summary(balloon: &Balloon) -> String {
+    let bytes = super::text::size(balloon.peak_bytes);
+    let condition = condition(balloon.outcome);
+    let place = place(balloon.application.as_ref(), balloon.site.as_ref());
+    format!("A request of {}{condition} took {bytes} at once and gave it back{place}.", balloon.route)
+}
+
+fn leak_summary(finding: &analyze::Finding) -> String {
+    let condition = condition(finding.outcome);
     let who = match &finding.routes[..] {
         [] => "work outside of requests".to_owned(),
         [route] => format!("every request of {route}{condition}"),
         [busiest, others @ ..] => format!("every request of {busiest} and {} other routes{condition}", others.len()),
     };
     let bytes = super::text::size(finding.rate.bytes);
-    let line = finding.application.as_ref().or(finding.site.as_ref());
-    let place = line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function));
+    let place = place(finding.application.as_ref(), finding.site.as_ref());
     let per = if finding.routes.is_empty() { " per request served" } else { "" };
     let mut sentence = format!("{who} leaves {bytes}{per} behind{place}");
     sentence[..1].make_ascii_uppercase();
@@ -374,7 +493,7 @@ fn route(totals: &analyze::RouteTotals) -> Route {
         aborted,
         allocated_bytes: totals.allocated_bytes,
         live_bytes: totals.live_bytes,
-        peak_bytes: Unknown,
+        peak_bytes: totals.peak_bytes,
         p50_ms: totals.p50_ms,
         p99_ms: totals.p99_ms,
     }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::json::{Finding, Line, Report};
+use super::json::{Compared, Finding, Line, Report};
 
 /// Reads a line of a source file, if it is there to be read.
 pub type Source<'a> = &'a dyn Fn(&str, u32) -> Option<String>;
@@ -43,9 +43,9 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn write(&mut self, report: &Report) -> fmt::Result {
-        match report.findings.is_empty() {
-            true => self.nothing_found(report)?,
-            false => self.findings(report)?,
+        self.findings(report)?;
+        if !report.findings.iter().any(|finding| finding.kind == "leak") {
+            self.no_leak_found(report)?;
         }
         self.watched(report)?;
         self.routes(report)?;
@@ -67,7 +67,7 @@ impl Page<'_> {
         self.styled(Style::new().dimmed(), text)
     }
 
-    fn nothing_found(&mut self, report: &Report) -> fmt::Result {
+    fn no_leak_found(&mut self, report: &Report) -> fmt::Result {
         let verdict = self.styled(AnsiColor::Green.on_default().bold(), "NO LEAK FOUND");
         match report.evidence.smallest_visible_bytes_per_request {
             Some(visible) => {
@@ -83,7 +83,10 @@ impl Page<'_> {
 
     fn findings(&mut self, report: &Report) -> fmt::Result {
         for finding in report.findings.iter().take(TOLD_IN_FULL) {
-            self.finding(report, finding)?;
+            match finding.kind {
+                "balloon" => self.balloon(finding)?,
+                _ => self.leak(report, finding)?,
+            }
         }
         for finding in report.findings.iter().skip(TOLD_IN_FULL).take(TOLD_IN_SHORT) {
             writeln!(self.text, "also: {}", clean(&finding.summary))?;
@@ -98,8 +101,9 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn finding(&mut self, report: &Report, finding: &Finding) -> fmt::Result {
-        let verdict = self.styled(AnsiColor::Red.on_default().bold(), &finding.kind.to_uppercase());
+    /// `LEAK: GET /data`, with the route in bold.
+    fn verdict(&self, finding: &Finding) -> String {
+        let kind = self.styled(AnsiColor::Red.on_default().bold(), &finding.kind.to_uppercase());
         let route = match &finding.routes[..] {
             [] => "what runs outside of requests".to_owned(),
             [route] => shorten(&clean(route), NAME),
@@ -107,17 +111,52 @@ impl Page<'_> {
                 format!("{} and {} more", shorten(&clean(busiest), NAME), plural(others.len() as u64, "route"))
             }
         };
-        let route = self.strong(&route);
-        let rate = self.strong(&format!("{} per request", size(finding.bytes_per_request)));
-        let condition = match finding.outcome {
-            "ok" => ", only when it succeeds",
-            "error" => ", only when it fails",
-            "aborted" => ", only when the client goes away",
+        format!("{kind}: {}", self.strong(&route))
+    }
+
+    fn balloon(&mut self, finding: &Finding) -> fmt::Result {
+        let (verdict, condition) = (self.verdict(finding), condition(finding.outcome));
+        let peak = finding.peak_bytes.unwrap_or_default();
+        let bytes = self.strong(&size(peak));
+        let (low, high) = (size(finding.low), size(finding.high));
+        let phase = match finding.phase {
+            "streaming" => " while it sends the response",
+            "closing" => " while it closes the response",
+            "after" => " after the response",
             _ => "",
         };
-        let (low, high) = (size(finding.low), size(finding.high));
-        writeln!(self.text, "{verdict}: {route} leaves {rate} behind{condition}\n      ({low} to {high})\n")?;
+        writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
+        writeln!(self.text, "      ({low} to {high}, in one request{phase}; it is given back)\n")?;
         self.path(finding)?;
+        let reached =
+            |of: &Compared| format!("{} of {} {}", count(of.reached.unwrap_or(0)), count(of.requests), of.outcome);
+        let reached: Vec<String> = finding.outcomes.iter().map(reached).collect();
+        let level = size(finding.level_bytes.unwrap_or_default() as f64);
+        let usual = size(finding.usual_bytes.unwrap_or_default() as f64);
+        let who = if finding.outcome == "any" { "all" } else { "the others" };
+        writeln!(self.text, "  requests {} reach {level}; half of {who} stay below {usual}", reached.join(", "))?;
+        let rss_peak = finding.rss_peak.unwrap_or_default() as f64;
+        let (rss, share) = (size(rss_peak), peak / rss_peak.max(1.0) * 100.0);
+        let left = size(finding.live_bytes);
+        writeln!(
+            self.text,
+            "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {left} still live\n"
+        )
+    }
+
+    fn leak(&mut self, report: &Report, finding: &Finding) -> fmt::Result {
+        let (verdict, condition) = (self.verdict(finding), condition(finding.outcome));
+        let rate = self.strong(&format!("{} per request", size(finding.bytes_per_request.unwrap_or_default())));
+        let (low, high) = (size(finding.low), size(finding.high));
+        writeln!(self.text, "{verdict} leaves {rate} behind{condition}\n      ({low} to {high})\n")?;
+        self.path(finding)?;
+        if finding.outcome != "any" {
+            let grown: Vec<String> =
+                finding.outcomes.iter().filter(|of| of.outcome != finding.outcome).map(grown).collect();
+            if !grown.is_empty() {
+                writeln!(self.text, "  others   {}", grown.join("; "))?;
+            }
+        }
         let kept = size(finding.live_bytes);
         writeln!(self.text, "  so far   {kept} after {} requests", count(finding.requests))?;
         if let (Some(seconds), Some(limit)) = (finding.limit_reached_in_seconds, report.rss.limit) {
@@ -126,13 +165,13 @@ impl Page<'_> {
         }
         let certainty = finding.confidence * 100.0;
         let caution = match finding.collected {
-            true => "",
-            false => ",\n           as it may be cyclic garbage that no full collection has met yet",
+            Some(true) => "",
+            _ => ",\n           as it may be cyclic garbage that no full collection has met yet",
         };
         writeln!(
             self.text,
             "  evidence {} live samples, spread evenly over the requests; {certainty:.0} % sure{caution}\n",
-            count(finding.samples as u64),
+            count(finding.samples.unwrap_or_default() as u64),
         )
     }
 
@@ -241,7 +280,12 @@ impl Page<'_> {
             Some(line) => {
                 let name = clean(line.file.rsplit('/').next().unwrap_or_default());
                 let place = format!("{}:{}", shorten(&name, NAME), line.line);
-                writeln!(self.text, "Next: see what {place} adds to, and what should take it away again.")
+                match report.findings[0].kind {
+                    "balloon" => {
+                        writeln!(self.text, "Next: see what {place} takes as a whole, and if it could do in parts.")
+                    }
+                    _ => writeln!(self.text, "Next: see what {place} adds to, and what should take it away again."),
+                }
             }
             None if report.findings.is_empty() => {
                 writeln!(self.text, "Next: let it serve more requests for a finer answer, then report again.")
@@ -249,6 +293,25 @@ impl Page<'_> {
             None => writeln!(self.text, "Next: `--json` has all that is known of the samples' lines."),
         }
     }
+}
+
+fn condition(outcome: &str) -> &'static str {
+    match outcome {
+        "ok" => ", only when it succeeds",
+        "error" => ", only when it fails",
+        "aborted" => ", only when the client goes away",
+        _ => "",
+    }
+}
+
+/// `ok leaves 12 B at most (1,200 requests)`
+fn grown(of: &Compared) -> String {
+    let left = match (of.bytes_per_request, of.high) {
+        (Some(bytes), Some(high)) if bytes == 0.0 => format!("leaves nothing, or {} at most", size(high)),
+        (Some(bytes), _) => format!("leaves {}", size(bytes)),
+        _ => "had too few requests to tell".to_owned(),
+    };
+    format!("{} {left} ({})", of.outcome, plural(of.requests, "request"))
 }
 
 /// `40.2 kB`: three digits, powers of a thousand.

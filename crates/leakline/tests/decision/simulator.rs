@@ -2,7 +2,7 @@
 //! losses of knowledge, no process.
 use fastrand::Rng;
 use leakline::analyze::evidence::{
-    Frame, FullCollection, Outcome, Owner, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
+    Frame, FullCollection, Outcome, Owner, Phase, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
 };
 
 /// A block of the simulated heap: where its samples are, and what it takes to give it back.
@@ -164,7 +164,9 @@ impl Server {
         if self.rng.f64() < chance {
             let (owner, born) = (self.owner(), self.worker.requests);
             let weight = size as f64 / chance;
-            self.samples.push(Some(Sample { stack: Some(stack), weight, size, owner, born, growth, recycled: false }));
+            let phase = Phase::Handler;
+            let stack = Some(stack);
+            self.samples.push(Some(Sample { stack, weight, size, owner, born, growth, recycled: false, phase }));
             block.slots.push(self.samples.len() - 1);
         }
     }

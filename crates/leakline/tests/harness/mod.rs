@@ -160,6 +160,18 @@ impl Server {
         serde_json::from_slice(&report.stdout).unwrap()
     }
 
+    /// Whether `leakline report --fail-on KIND` fails, with the exit code that says so.
+    pub fn fails_on(&self, kind: &str) -> bool {
+        let mut report = Command::new(LEAKLINE);
+        report.arg("--dir").arg(self.folder.join("tables")).args(["report", "--fail-on", kind]);
+        let report = report.arg(self.launcher.id().to_string()).output().unwrap();
+        match report.status.code() {
+            Some(0) => false,
+            Some(3) => true,
+            code => panic!("leakline report --fail-on {kind}: {code:?}\n{}", String::from_utf8_lossy(&report.stderr)),
+        }
+    }
+
     /// Ends the server as a deployment does, and reports.
     pub fn stop(mut self) -> Value {
         self.terminate();

@@ -1,0 +1,304 @@
+//! Turns what requests held at their highest into balloons: memory that few requests took at once and gave back.
+//!
+//! A balloon leaves nothing behind that could be found later, yet it sets the size of the process, and two at a time may
+//! end it. Agents therefore note each request's peak when it happens: the highest ones with their stack and phase, all of
+//! them in a histogram by route and outcome. A peak is reported where it is
+//!
+//! - **large**: for sure at least 16 MiB, a fifth of its process's highest resident set, and no more than that, or else
+//!   it was never resident at once;
+//! - **over**: at most a quarter of it still lives, so that it is no leak and no cache;
+//! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
+//! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
+//!
+//! Who it is compared with depends on what sets it apart: requests that fail or are aborted with the route's others, any
+//! request with the whole route. `docs/decision.md` says why.
+use std::collections::BTreeMap;
+
+use super::evidence::{Evidence, Frame, Outcome, Owner, Peak, Phase, Worker};
+use super::lines::Libraries;
+
+/// A smaller peak is no balloon, bytes.
+const LEAST_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
+/// Nor is one below this share of the process's highest resident set.
+const LEAST_SHARE: f64 = 0.2;
+/// At most this share of it may still live.
+const LEFT_AT_MOST: f64 = 0.25;
+/// It is at least so many times what is usual.
+const TIMES_USUAL: f64 = 8.0;
+/// Of the requests that it is compared with, at most this share holds as much.
+const FEW: f64 = 0.1;
+/// An outcome is named where so many of its requests would be among those with a high peak by chance no more often than
+/// this.
+const CHANCE: f64 = 0.05;
+/// The most that is ever claimed: that requests of one outcome differ does not yet say that the outcome is the cause.
+const MOST_CONFIDENCE: f64 = 0.99;
+/// The normal distribution's two-sided 95 %.
+const SURE: f64 = 1.96;
+
+/// Memory that few requests took at once and gave back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Balloon {
+    /// `GET /data/<id>`
+    pub route: String,
+    /// The outcome that sets these requests apart; `None` where it is only that they are few.
+    pub outcome: Option<Outcome>,
+    /// What the request was doing.
+    pub phase: Phase,
+    /// The most that one request held at once, in estimated bytes.
+    pub peak_bytes: f64,
+    /// Lower bound of its 95 % interval.
+    pub low: f64,
+    /// Upper bound of its 95 % interval.
+    pub high: f64,
+    /// Estimated bytes of it that still live.
+    pub left_bytes: f64,
+    /// The highest resident set of its process, bytes.
+    pub rss_peak_bytes: u64,
+    /// A request that held as many bytes is counted as one that balloons.
+    pub level_bytes: u64,
+    /// The requests of the route by outcome, those that there were.
+    pub outcomes: Vec<Reached>,
+    /// Half of the requests that it is compared with held less than so many bytes.
+    pub usual_bytes: u64,
+    /// 1 less the probability that the outcome is an accident; at most 0.99.
+    pub confidence: f64,
+    /// The line that allocated most of it.
+    pub site: Option<Frame>,
+    /// The innermost line of the application's own code on the way there.
+    pub application: Option<Frame>,
+    /// The way from the allocating line outwards.
+    pub stack: Vec<Frame>,
+    /// The share of that stack, 0 to 1.
+    pub share: f64,
+}
+
+/// How many requests of an outcome held much at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reached {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Its requests.
+    pub requests: u64,
+    /// Those that reached [`Balloon::level_bytes`].
+    pub reached: u64,
+}
+
+/// The balloons of all routes, the highest first.
+pub fn balloons(evidence: &Evidence) -> Vec<Balloon> {
+    let libraries = Libraries::of(evidence);
+    let mut routes: BTreeMap<&str, Heights> = BTreeMap::new();
+    for worker in &evidence.workers {
+        for route in &worker.routes {
+            let heights = routes.entry(&route.name).or_default();
+            for (heights, served) in heights.0.iter_mut().zip(&route.served) {
+                heights.iter_mut().zip(served.peaks).for_each(|(sum, count)| *sum += count);
+            }
+        }
+    }
+    let mut found: Vec<Balloon> =
+        routes.iter().flat_map(|(route, heights)| of_route(evidence, &libraries, route, heights)).collect();
+    found.sort_by(|one, other| other.peak_bytes.total_cmp(&one.peak_bytes));
+    found
+}
+
+fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &Heights) -> Vec<Balloon> {
+    let mut found = vec![];
+    let mut others = Outcome::ALL.to_vec();
+    // That requests which succeed hold more than those which fail early is no news.
+    for outcome in [Outcome::Error, Outcome::Aborted] {
+        let rest: Vec<Outcome> = Outcome::ALL.into_iter().filter(|other| *other != outcome).collect();
+        let Some(highest) = highest(evidence, route, &[outcome]) else { continue };
+        let level = level(highest.peak.bytes);
+        let (reached, requests) = (heights.reached(&[outcome], level), heights.requests(&[outcome]));
+        let (reached_else, requests_else) = (heights.reached(&rest, level), heights.requests(&rest));
+        let chance = chance(reached, requests, reached + reached_else, requests + requests_else);
+        if chance <= CHANCE && heights.is_unusual(&highest, level, &rest) {
+            let confidence = (1.0 - chance).min(MOST_CONFIDENCE);
+            found.push(balloon(libraries, heights, &highest, Some(outcome), &rest, confidence));
+            others.retain(|other| *other != outcome);
+        }
+    }
+    let highest = highest(evidence, route, &others);
+    if let Some(highest) = highest.filter(|highest| heights.is_unusual(highest, level(highest.peak.bytes), &others)) {
+        found.push(balloon(libraries, heights, &highest, None, &others, MOST_CONFIDENCE));
+    }
+    found
+}
+
+/// The highest peak of a route's requests with these outcomes that is large and over.
+fn highest<'a>(evidence: &'a Evidence, route: &str, outcomes: &[Outcome]) -> Option<Highest<'a>> {
+    let peaks = evidence.workers.iter().flat_map(|worker| worker.peaks.iter().map(move |peak| (worker, peak)));
+    let of_route = peaks.filter(|(worker, peak)| {
+        let name = worker.routes.get(peak.request.route.0 as usize).map(|route| route.name.as_str());
+        name == Some(route) && outcomes.contains(&peak.request.outcome) && peak.after > 0
+    });
+    let candidates = of_route.map(|(worker, peak)| Highest::of(worker, peak));
+    let large = candidates.filter(|one| one.is_large() && one.left_bytes <= one.peak.bytes * LEFT_AT_MOST);
+    large.max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))
+}
+
+/// A peak that may be a balloon's.
+struct Highest<'a> {
+    worker: &'a Worker,
+    peak: &'a Peak,
+    /// Standard deviation of its bytes.
+    deviation: f64,
+    left_bytes: f64,
+}
+
+impl<'a> Highest<'a> {
+    fn of(worker: &'a Worker, peak: &'a Peak) -> Self {
+        // What has been freed since the request's end is over as well: garbage that waited for the collector.
+        let of_request = worker.samples.iter().filter(|sample| sample.owner == Owner::Request(peak.request));
+        let live = of_request.fold(0.0, |sum, sample| sum + sample.weight);
+        // A block of z bytes with the weight w has the variance w (w - z), which is below w R for any size.
+        let deviation = (worker.interval_bytes * peak.bytes).sqrt();
+        Self { worker, peak, deviation, left_bytes: live.min(peak.left_bytes) }
+    }
+
+    fn low(&self) -> f64 {
+        (self.peak.bytes - SURE * self.deviation).max(0.0)
+    }
+
+    fn is_large(&self) -> bool {
+        let resident = self.worker.rss_peak_bytes as f64;
+        self.low() >= LEAST_BYTES && self.peak.bytes >= resident * LEAST_SHARE && self.low() <= resident
+    }
+}
+
+/// What a route's requests held at their highest over all workers, by outcome: bucket i stays below 2^i KiB.
+#[derive(Default)]
+struct Heights([[u64; 24]; 3]);
+
+impl Heights {
+    fn requests(&self, outcomes: &[Outcome]) -> u64 {
+        self.reached(outcomes, 0)
+    }
+
+    /// Requests whose peak is in this bucket or in a higher one.
+    fn reached(&self, outcomes: &[Outcome], level: usize) -> u64 {
+        outcomes.iter().flat_map(|&outcome| &self.0[outcome as usize][level..]).sum()
+    }
+
+    /// Half of the requests stayed below so many bytes.
+    fn usual_bytes(&self, outcomes: &[Outcome]) -> u64 {
+        let requests = self.requests(outcomes);
+        let is_below = |bucket: &usize| self.reached(outcomes, bucket + 1) * 2 <= requests;
+        1024 << (0..23).find(is_below).unwrap_or(23)
+    }
+
+    fn is_unusual(&self, highest: &Highest, level: usize, among: &[Outcome]) -> bool {
+        let few = self.reached(among, level) as f64 <= self.requests(among) as f64 * FEW;
+        few && highest.peak.bytes >= self.usual_bytes(among) as f64 * TIMES_USUAL
+    }
+}
+
+/// The bucket from which on a request counts as one that balloons as another one did: half as high, rounded down to a
+/// power of two, so that noise and sizes that differ do not divide them.
+fn level(peak_bytes: f64) -> usize {
+    let kib = (peak_bytes / 2048.0) as u64;
+    kib.checked_ilog2().map_or(0, |log| log as usize + 1).min(23)
+}
+
+/// The probability that at least `reached` of `requests` are among `reached_in_all` of `requests_in_all` when these are
+/// drawn blindly: Fisher's exact test, one-sided.
+fn chance(reached: u64, requests: u64, reached_in_all: u64, requests_in_all: u64) -> f64 {
+    let of_all = |part: u64, all: u64| part as f64 / all.max(1) as f64;
+    if of_all(reached, requests) <= of_all(reached_in_all, requests_in_all) {
+        return 1.0;
+    }
+    let ln_choose = |n: u64, k: u64| {
+        let ln_factorial = |n: u64| libm::lgamma(n as f64 + 1.0);
+        ln_factorial(n) - ln_factorial(k) - ln_factorial(n - k)
+    };
+    let low_in_all = requests_in_all - reached_in_all;
+    let mut sum = 0.0;
+    // Above the mean each term is smaller than the one before, so the sum may end where they no longer count.
+    for high in reached..=reached_in_all.min(requests) {
+        let Some(low) = requests.checked_sub(high).filter(|low| *low <= low_in_all) else { continue };
+        let ways = ln_choose(reached_in_all, high) + ln_choose(low_in_all, low);
+        let term = (ways - ln_choose(requests_in_all, requests)).exp();
+        sum += term;
+        if term < sum * 1e-6 {
+            break;
+        }
+    }
+    sum.min(1.0)
+}
+
+fn balloon(
+    libraries: &Libraries,
+    heights: &Heights,
+    highest: &Highest,
+    outcome: Option<Outcome>,
+    compared: &[Outcome],
+    confidence: f64,
+) -> Balloon {
+    let Highest { worker, peak, deviation, left_bytes } = *highest;
+    let level = level(peak.bytes);
+    let stack = peak.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
+    let reached = |outcome| Reached {
+        outcome,
+        requests: heights.requests(&[outcome]),
+        reached: heights.reached(&[outcome], level),
+    };
+    Balloon {
+        route: worker.routes[peak.request.route.0 as usize].name.clone(),
+        outcome,
+        phase: peak.phase,
+        peak_bytes: peak.bytes,
+        low: highest.low(),
+        high: peak.bytes + SURE * deviation,
+        left_bytes,
+        rss_peak_bytes: worker.rss_peak_bytes,
+        level_bytes: 512 << level,
+        outcomes: Outcome::ALL.map(reached).into_iter().filter(|reached| reached.requests > 0).collect(),
+        usual_bytes: heights.usual_bytes(compared),
+        confidence,
+        site: stack.first().cloned(),
+        application: libraries.application(&stack).cloned(),
+        share: (peak.top_bytes / peak.bytes).min(1.0),
+        stack,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_is_half_of_the_peak_rounded_down_to_a_power_of_two() {
+        let bytes = |peak: f64| 512_u64 << level(peak);
+        assert_eq!(bytes(64e6), 16_777_216);
+        assert_eq!(bytes(68e6), 33_554_432);
+        // The last bucket is open.
+        assert_eq!(level(1e15), 23);
+    }
+
+    #[test]
+    fn half_of_the_requests_stay_below_what_is_usual() {
+        let mut heights = Heights::default();
+        heights.0[0][5] = 10;
+        heights.0[2][16] = 9;
+        assert_eq!(heights.usual_bytes(&Outcome::ALL), 1024 << 5);
+        heights.0[2][16] = 11;
+        assert_eq!(heights.usual_bytes(&Outcome::ALL), 1024 << 16);
+        assert_eq!((heights.reached(&Outcome::ALL, 6), heights.requests(&Outcome::ALL)), (11, 21));
+    }
+
+    #[test]
+    fn chance_is_that_of_fishers_exact_test() {
+        // The lady tasting tea: all four right, and three of four.
+        assert!((chance(4, 4, 4, 8) - 1.0 / 70.0).abs() < 1e-9);
+        assert!((chance(3, 4, 4, 8) - 17.0 / 70.0).abs() < 1e-9);
+        assert!((chance(1, 1, 1, 26) - 1.0 / 26.0).abs() < 1e-9);
+        assert_eq!(chance(1, 10, 5, 50), 1.0);
+        assert_eq!(chance(0, 0, 0, 0), 1.0);
+    }
+
+    #[test]
+    fn chance_ends_however_many_requests_there_were() {
+        let many = 1 << 50;
+        assert!(chance(many / 2 + many / 4, many, many, many * 2) < 1e-9);
+    }
+}

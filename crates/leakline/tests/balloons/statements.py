@@ -1,0 +1,22 @@
+"""A route whose failures take 64 MB at once, beside one that always takes 24 MB: the first is a balloon, the second is not."""
+from flask import Flask
+
+app = Flask(__name__)
+
+
+def pages(megabytes):
+    # In pieces, so that the sampler has to estimate, and not of zeros, so that they become resident.
+    return [b"page" * 16384 for _ in range(megabytes * 16)]
+
+
+@app.get("/statement/<int:number>")
+def statement(number):
+    if number == 0:
+        found = pages(64)  # the balloon
+        raise LookupError(f"none of {len(found)} pages is about it")
+    return f"statement {number}"
+
+
+@app.get("/export")
+def export():
+    return f"{len(pages(24))} pages"
