@@ -41,10 +41,10 @@ fn check(version: &str) {
     let [balloon] = &report["findings"].as_array().unwrap()[..] else { panic!("not one finding: {report:#}") };
     let facts = ["kind", "route", "outcome", "phase"].map(|fact| balloon[fact].as_str().unwrap_or_default());
     assert_eq!(facts, ["balloon", "GET /statement/<int:number>", "error", "handler"], "{report:#}");
-    // The agent's samples are at most 1 MB apart, so the estimate has a deviation of at most sqrt(1 MB * 67 MB) = 12 %:
-    // half as much again is four deviations away.
+    // Were the samples as much as 8 MiB apart, a piece would be missed with 37 % and the estimate have a deviation of
+    // 27 %: twice as much is more than three deviations away.
     let peak = balloon["peak_bytes"].as_f64().unwrap();
-    assert!((TAKEN * 0.5..TAKEN * 1.5).contains(&peak), "{report:#}");
+    assert!((TAKEN * 0.5..TAKEN * 2.0).contains(&peak), "{report:#}");
     assert!(balloon["live_bytes"].as_f64().unwrap() < TAKEN * 0.25, "{report:#}");
     assert!(balloon["rss_peak"].as_f64().unwrap() > TAKEN, "{report:#}");
     let reached = |outcome: &Value| [&outcome["outcome"], &outcome["requests"], &outcome["reached"]].map(Value::clone);

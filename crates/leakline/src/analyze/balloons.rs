@@ -5,7 +5,7 @@
 //! them in a histogram by route and outcome. A peak is reported where it is
 //!
 //! - **large**: for sure at least 16 MiB, a fifth of its process's highest resident set, and no more than that, or else
-//!   it was never resident at once;
+//!   it was never resident at once. Where requests leave theirs to the collector, several add up to that fifth;
 //! - **over**: at most a quarter of it still lives, so that it is no leak and no cache;
 //! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
 //! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
@@ -46,12 +46,14 @@ pub struct Balloon {
     pub phase: Phase,
     /// The most that one request held at once, in estimated bytes.
     pub peak_bytes: f64,
-    /// Lower bound of its 95 % interval.
+    /// Lower bound of its 95 % interval, which allows for its being the highest of several estimates.
     pub low: f64,
     /// Upper bound of its 95 % interval.
     pub high: f64,
-    /// Estimated bytes of it that still live.
+    /// Estimated bytes of it that were live when the request ended: garbage that waited for the collector.
     pub left_bytes: f64,
+    /// Estimated bytes that still live, of this request and of the others of its kind that held most.
+    pub live_bytes: f64,
     /// The highest resident set of its process, bytes.
     pub rss_peak_bytes: u64,
     /// A request that held as many bytes is counted as one that balloons.
@@ -107,62 +109,88 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
     // That requests which succeed hold more than those which fail early is no news.
     for outcome in [Outcome::Error, Outcome::Aborted] {
         let rest: Vec<Outcome> = Outcome::ALL.into_iter().filter(|other| *other != outcome).collect();
-        let Some(highest) = highest(evidence, route, &[outcome]) else { continue };
+        let known = peaks(evidence, route, &[outcome]);
+        let Some(highest) = highest(&known) else { continue };
         let level = level(highest.peak.bytes);
         let (reached, requests) = (heights.reached(&[outcome], level), heights.requests(&[outcome]));
         let (reached_else, requests_else) = (heights.reached(&rest, level), heights.requests(&rest));
         let chance = chance(reached, requests, reached + reached_else, requests + requests_else);
-        if chance <= CHANCE && heights.is_unusual(&highest, level, &rest) {
+        if chance <= CHANCE && heights.is_unusual(highest, level, &rest) {
             let confidence = (1.0 - chance).min(MOST_CONFIDENCE);
-            found.push(balloon(libraries, heights, &highest, Some(outcome), &rest, confidence));
+            found.push(Balloon {
+                outcome: Some(outcome),
+                confidence,
+                ..balloon(libraries, heights, highest, &known, &rest)
+            });
             others.retain(|other| *other != outcome);
         }
     }
-    let highest = highest(evidence, route, &others);
-    if let Some(highest) = highest.filter(|highest| heights.is_unusual(highest, level(highest.peak.bytes), &others)) {
-        found.push(balloon(libraries, heights, &highest, None, &others, MOST_CONFIDENCE));
+    let known = peaks(evidence, route, &others);
+    if let Some(highest) = highest(&known).filter(|one| heights.is_unusual(one, level(one.peak.bytes), &others)) {
+        found.push(balloon(libraries, heights, highest, &known, &others));
     }
     found
 }
 
-/// The highest peak of a route's requests with these outcomes that is large and over.
-fn highest<'a>(evidence: &'a Evidence, route: &str, outcomes: &[Outcome]) -> Option<Highest<'a>> {
+/// The highest that is large, over, and none of start-up's.
+fn highest<'a, 'b>(known: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
+    let may_be = known.iter().filter(|one| one.peak.after > 0 && one.is_large() && one.is_over());
+    may_be.max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))
+}
+
+/// The peaks that are known of a route's requests with these outcomes.
+fn peaks<'a>(evidence: &'a Evidence, route: &str, outcomes: &[Outcome]) -> Vec<Candidate<'a>> {
     let peaks = evidence.workers.iter().flat_map(|worker| worker.peaks.iter().map(move |peak| (worker, peak)));
-    let of_route = peaks.filter(|(worker, peak)| {
-        let name = worker.routes.get(peak.request.route.0 as usize).map(|route| route.name.as_str());
-        name == Some(route) && outcomes.contains(&peak.request.outcome) && peak.after > 0
+    let of_kind = peaks.filter_map(|(worker, peak)| {
+        let known = worker.routes.get(peak.request.route.0 as usize)?;
+        let served = &known.served[peak.request.outcome as usize];
+        let alike = served.peaks[level(peak.bytes)..].iter().sum();
+        let is_meant = known.name == route && outcomes.contains(&peak.request.outcome);
+        is_meant.then_some(Candidate { worker, peak, alike })
     });
-    let candidates = of_route.map(|(worker, peak)| Highest::of(worker, peak));
-    let large = candidates.filter(|one| one.is_large() && one.left_bytes <= one.peak.bytes * LEFT_AT_MOST);
-    large.max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))
+    of_kind.collect()
 }
 
 /// A peak that may be a balloon's.
-struct Highest<'a> {
+struct Candidate<'a> {
     worker: &'a Worker,
     peak: &'a Peak,
-    /// Standard deviation of its bytes.
-    deviation: f64,
-    left_bytes: f64,
+    /// Requests of the same worker, route and outcome that reached its level.
+    alike: u64,
 }
 
-impl<'a> Highest<'a> {
-    fn of(worker: &'a Worker, peak: &'a Peak) -> Self {
-        // What has been freed since the request's end is over as well: garbage that waited for the collector.
-        let of_request = worker.samples.iter().filter(|sample| sample.owner == Owner::Request(peak.request));
-        let live = of_request.fold(0.0, |sum, sample| sum + sample.weight);
-        // A block of z bytes with the weight w has the variance w (w - z), which is below w R for any size.
-        let deviation = (worker.interval_bytes * peak.bytes).sqrt();
-        Self { worker, peak, deviation, left_bytes: live.min(peak.left_bytes) }
+impl Candidate<'_> {
+    /// Standard deviation of its bytes. A block of z bytes with the weight w has the variance w (w - z), which is below
+    /// w R for any size.
+    fn deviation(&self) -> f64 {
+        (self.worker.interval_bytes * self.peak.bytes).sqrt()
     }
 
+    /// The highest of n estimates of the same is up to sqrt(2 ln n) deviations too high on average.
     fn low(&self) -> f64 {
-        (self.peak.bytes - SURE * self.deviation).max(0.0)
+        let chosen = (2.0 * (self.alike.max(1) as f64).ln()).sqrt();
+        (self.peak.bytes - (SURE + chosen) * self.deviation()).max(0.0)
+    }
+
+    fn high(&self) -> f64 {
+        self.peak.bytes + SURE * self.deviation()
     }
 
     fn is_large(&self) -> bool {
         let resident = self.worker.rss_peak_bytes as f64;
-        self.low() >= LEAST_BYTES && self.peak.bytes >= resident * LEAST_SHARE && self.low() <= resident
+        let waits = self.peak.left_bytes > self.peak.bytes * LEFT_AT_MOST;
+        let at_once = if waits { self.alike as f64 } else { 1.0 };
+        self.low() >= LEAST_BYTES && self.low() <= resident && self.peak.bytes * at_once >= resident * LEAST_SHARE
+    }
+
+    fn is_over(&self) -> bool {
+        self.live_bytes() <= self.peak.bytes * LEFT_AT_MOST
+    }
+
+    /// What still lives of the request. What was freed since its end is over as well.
+    fn live_bytes(&self) -> f64 {
+        let of_request = self.worker.samples.iter().filter(|sample| sample.owner == Owner::Request(self.peak.request));
+        of_request.fold(0.0, |sum, sample| sum + sample.weight)
     }
 }
 
@@ -187,7 +215,7 @@ impl Heights {
         1024 << (0..23).find(is_below).unwrap_or(23)
     }
 
-    fn is_unusual(&self, highest: &Highest, level: usize, among: &[Outcome]) -> bool {
+    fn is_unusual(&self, highest: &Candidate, level: usize, among: &[Outcome]) -> bool {
         let few = self.reached(among, level) as f64 <= self.requests(among) as f64 * FEW;
         few && highest.peak.bytes >= self.usual_bytes(among) as f64 * TIMES_USUAL
     }
@@ -214,28 +242,29 @@ fn chance(reached: u64, requests: u64, reached_in_all: u64, requests_in_all: u64
     let low_in_all = requests_in_all - reached_in_all;
     let mut sum = 0.0;
     // Above the mean each term is smaller than the one before, so the sum may end where they no longer count.
-    for high in reached..=reached_in_all.min(requests) {
-        let Some(low) = requests.checked_sub(high).filter(|low| *low <= low_in_all) else { continue };
-        let ways = ln_choose(reached_in_all, high) + ln_choose(low_in_all, low);
+    for high in reached.max(requests.saturating_sub(low_in_all))..=reached_in_all.min(requests) {
+        let ways = ln_choose(reached_in_all, high) + ln_choose(low_in_all, requests - high);
         let term = (ways - ln_choose(requests_in_all, requests)).exp();
         sum += term;
-        if term < sum * 1e-6 {
+        if term <= sum * 1e-6 {
             break;
         }
     }
     sum.min(1.0)
 }
 
+/// A balloon of requests that are unusual among those of the `compared` outcomes.
 fn balloon(
     libraries: &Libraries,
     heights: &Heights,
-    highest: &Highest,
-    outcome: Option<Outcome>,
+    highest: &Candidate,
+    known: &[Candidate],
     compared: &[Outcome],
-    confidence: f64,
 ) -> Balloon {
-    let Highest { worker, peak, deviation, left_bytes } = *highest;
+    let Candidate { worker, peak, .. } = *highest;
     let level = level(peak.bytes);
+    let level_bytes = 512 << level;
+    let of_kind = known.iter().filter(|other| other.peak.bytes >= level_bytes as f64);
     let stack = peak.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
     let reached = |outcome| Reached {
         outcome,
@@ -244,17 +273,18 @@ fn balloon(
     };
     Balloon {
         route: worker.routes[peak.request.route.0 as usize].name.clone(),
-        outcome,
+        outcome: None,
         phase: peak.phase,
         peak_bytes: peak.bytes,
         low: highest.low(),
-        high: peak.bytes + SURE * deviation,
-        left_bytes,
+        high: highest.high(),
+        left_bytes: peak.left_bytes,
+        live_bytes: of_kind.fold(0.0, |sum, other| sum + other.live_bytes()),
         rss_peak_bytes: worker.rss_peak_bytes,
-        level_bytes: 512 << level,
+        level_bytes,
         outcomes: Outcome::ALL.map(reached).into_iter().filter(|reached| reached.requests > 0).collect(),
         usual_bytes: heights.usual_bytes(compared),
-        confidence,
+        confidence: MOST_CONFIDENCE,
         site: stack.first().cloned(),
         application: libraries.application(&stack).cloned(),
         share: (peak.top_bytes / peak.bytes).min(1.0),
@@ -298,7 +328,7 @@ mod tests {
 
     #[test]
     fn chance_ends_however_many_requests_there_were() {
-        let many = 1 << 50;
+        let many = u64::from(u32::MAX);
         assert!(chance(many / 2 + many / 4, many, many, many * 2) < 1e-9);
     }
 }

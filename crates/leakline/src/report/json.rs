@@ -124,8 +124,10 @@ pub struct Finding {
     pub low: f64,
     /// Its upper bound.
     pub high: f64,
-    /// What has been left behind so far, and of a balloon what still lives.
+    /// What has been left behind so far; of a balloon, what still lives of the requests that held most.
     pub live_bytes: f64,
+    /// What of `peak_bytes` was live when the request ended and waited for the collector; null for a leak.
+    pub left_bytes: Option<f64>,
     /// The most that one request held at once; null for a leak.
     pub peak_bytes: Option<f64>,
     /// The highest resident set of the balloon's process; null for a leak.
@@ -338,6 +340,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         low: finding.rate.low,
         high: finding.rate.high,
         live_bytes: finding.live_bytes,
+        left_bytes: None,
         peak_bytes: None,
         rss_peak: None,
         level_bytes: None,
@@ -374,7 +377,8 @@ fn balloon(balloon: &Balloon) -> Finding {
         bytes_per_request: None,
         low: balloon.low,
         high: balloon.high,
-        live_bytes: balloon.left_bytes,
+        live_bytes: balloon.live_bytes,
+        left_bytes: Some(balloon.left_bytes),
         peak_bytes: Some(balloon.peak_bytes),
         rss_peak: Some(balloon.rss_peak_bytes),
         level_bytes: Some(balloon.level_bytes),

@@ -126,7 +126,11 @@ impl Page<'_> {
             _ => "",
         };
         writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
-        writeln!(self.text, "      ({low} to {high}, in one request{phase}; it is given back)\n")?;
+        let given_back = match finding.left_bytes.unwrap_or_default() > peak / 2.0 {
+            true => "given back when the collector runs",
+            false => "given back when it ends",
+        };
+        writeln!(self.text, "      ({low} to {high}, by one request{phase}, {given_back})\n")?;
         self.path(finding)?;
         let reached =
             |of: &Compared| format!("{} of {} {}", count(of.reached.unwrap_or(0)), count(of.requests), of.outcome);
@@ -134,13 +138,14 @@ impl Page<'_> {
         let level = size(finding.level_bytes.unwrap_or_default() as f64);
         let usual = size(finding.usual_bytes.unwrap_or_default() as f64);
         let who = if finding.outcome == "any" { "all" } else { "the others" };
-        writeln!(self.text, "  requests {} reach {level}; half of {who} stay below {usual}", reached.join(", "))?;
+        writeln!(self.text, "  reached  {level} by {}", reached.join(", "))?;
+        writeln!(self.text, "  usual    half of {who} stayed below {usual}")?;
         let rss_peak = finding.rss_peak.unwrap_or_default() as f64;
         let (rss, share) = (size(rss_peak), peak / rss_peak.max(1.0) * 100.0);
-        let left = size(finding.live_bytes);
+        let live = size(finding.live_bytes);
         writeln!(
             self.text,
-            "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {left} still live\n"
+            "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {live} still live\n"
         )
     }
 

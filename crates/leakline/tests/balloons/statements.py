@@ -5,15 +5,15 @@ app = Flask(__name__)
 
 
 def pages(megabytes):
-    # In pieces, so that the sampler has to estimate, and not of zeros, so that they become resident.
-    return [b"page" * 16384 for _ in range(megabytes * 16)]
+    # Pieces so large that hardly any escapes the sampler, and not of zeros, so that they become resident.
+    return [b"page" * 0x200000 for _ in range(megabytes // 8)]
 
 
 @app.get("/statement/<int:number>")
 def statement(number):
     if number == 0:
         found = pages(64)  # the balloon
-        raise LookupError(f"none of {len(found)} pages is about it")
+        return f"none of {len(found)} pages is about it", 500
     return f"statement {number}"
 
 

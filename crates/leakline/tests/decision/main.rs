@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p leakline --release --test decision -- --ignored --nocapture rates`
 mod apps;
+mod balloons;
 mod print;
 mod simulator;
 
@@ -205,6 +206,10 @@ fn a_leak_of_failing_requests_is_told_from_the_others() {
     let analysis = analyze(server);
     let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
     assert_eq!(finding.outcome, Some(Outcome::Error));
+    // A hundredth of it would have been told from nothing.
+    let [ok, error] = &finding.outcomes[..] else { panic!("{finding:?}") };
+    assert!(ok.rate.is_some_and(|rate| rate.bytes == 0.0 && rate.high < 2_000.0), "{finding:?}");
+    assert!(error.rate == Some(finding.rate) && error.requests == finding.requests, "{finding:?}");
     assert!(finding.rate.low < 200_000.0 && 200_000.0 < finding.rate.high, "{finding:?}");
 }
 
@@ -305,7 +310,7 @@ fn garbage_that_was_collected_once_is_no_leak() {
 fn healthy_servers_are_left_in_peace() {
     for seed in 100_000..100_100 {
         let analysis = healthy_history(seed);
-        assert_eq!(analysis.findings, [], "seed {seed}");
+        assert_eq!((analysis.findings, analysis.balloons), (vec![], vec![]), "seed {seed}");
     }
 }
 

@@ -42,6 +42,19 @@ fn the_text_says_what_and_where_within_a_terminals_size() {
 }
 
 #[test]
+fn a_leak_of_one_outcome_is_told_with_the_others_beside() {
+    let mut server = Server::new(5, 32_768.0);
+    let line = server.line("pdf.py", 20, "");
+    let mut endpoint = Endpoint::new(&mut server, "POST /pdf", 1.0, vec![]);
+    endpoint.errors = 0.05;
+    endpoint.on_error = vec![Box::new(Keeps { lines: vec![(line, 200_000)], one_in: 1 })];
+    drive(&mut server, &mut [endpoint], 2_000);
+    let page = printed(&Evidence { workers: vec![server.worker()] }, false);
+    assert!(page.contains("behind, only when it fails"), "{page}");
+    assert!(page.contains("  others   ok leaves nothing, or "), "{page}");
+}
+
+#[test]
 fn without_a_leak_the_text_says_what_would_have_been_seen() {
     let mut server = Server::new(3, 16_384.0);
     let mut endpoints = vec![Endpoint::new(&mut server, "GET /", 1.0, vec![])];
