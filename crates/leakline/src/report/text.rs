@@ -312,7 +312,7 @@ fn condition(outcome: &str) -> &'static str {
 /// `ok leaves 12 B at most (1,200 requests)`
 fn grown(of: &Compared) -> String {
     let left = match (of.bytes_per_request, of.high) {
-        (Some(bytes), Some(high)) if bytes == 0.0 => format!("leaves nothing, or {} at most", size(high)),
+        (Some(0.0), Some(high)) => format!("leaves nothing, or {} at most", size(high)),
         (Some(bytes), _) => format!("leaves {}", size(bytes)),
         _ => "had too few requests to tell".to_owned(),
     };
