@@ -6,7 +6,7 @@
 //!
 //! - **large**: for sure at least 16 MiB, a fifth of its process's highest resident set, and no more than that, or else
 //!   it was never resident at once. Where requests leave theirs to the collector, several add up to that fifth;
-//! - **over**: at most a quarter of it still lives, so that it is no leak and no cache;
+//! - **over**: at most a quarter of it still lives, and of those like it, so that it is no leak and no cache;
 //! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
 //! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
 //!
@@ -134,8 +134,16 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
 
 /// The highest that is large, over, and none of start-up's.
 fn highest<'a, 'b>(known: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
-    let may_be = known.iter().filter(|one| one.peak.after > 0 && one.is_large() && one.is_over());
+    let may_be = known.iter().filter(|one| one.peak.after > 0 && one.is_large() && is_over(one, known));
     may_be.max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))
+}
+
+/// Little of it lives, and of those like it: thinning drops samples, so that one alone may seem freed when it is not.
+fn is_over(one: &Candidate, known: &[Candidate]) -> bool {
+    let alike = || known.iter().filter(|other| other.peak.bytes >= level_bytes(level(one.peak.bytes)) as f64);
+    let live = alike().fold(0.0, |sum, other| sum + other.live_bytes());
+    let held = alike().fold(0.0, |sum, other| sum + other.peak.bytes);
+    one.live_bytes() <= one.peak.bytes * LEFT_AT_MOST && live <= held * LEFT_AT_MOST
 }
 
 /// The peaks that are known of a route's requests with these outcomes.
@@ -183,10 +191,6 @@ impl Candidate<'_> {
         self.low() >= LEAST_BYTES && self.low() <= resident && self.peak.bytes * at_once >= resident * LEAST_SHARE
     }
 
-    fn is_over(&self) -> bool {
-        self.live_bytes() <= self.peak.bytes * LEFT_AT_MOST
-    }
-
     /// What still lives of the request. What was freed since its end is over as well.
     fn live_bytes(&self) -> f64 {
         let of_request = self.worker.samples.iter().filter(|sample| sample.owner == Owner::Request(self.peak.request));
@@ -228,6 +232,11 @@ fn level(peak_bytes: f64) -> usize {
     kib.checked_ilog2().map_or(0, |log| log as usize + 1).min(23)
 }
 
+/// The lower bound of a bucket, bytes.
+fn level_bytes(level: usize) -> u64 {
+    512 << level
+}
+
 /// The probability that at least `reached` of `requests` are among `reached_in_all` of `requests_in_all` when these are
 /// drawn blindly: Fisher's exact test, one-sided.
 fn chance(reached: u64, requests: u64, reached_in_all: u64, requests_in_all: u64) -> f64 {
@@ -263,7 +272,7 @@ fn balloon(
 ) -> Balloon {
     let Candidate { worker, peak, .. } = *highest;
     let level = level(peak.bytes);
-    let level_bytes = 512 << level;
+    let level_bytes = level_bytes(level);
     let of_kind = known.iter().filter(|other| other.peak.bytes >= level_bytes as f64);
     let stack = peak.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
     let reached = |outcome| Reached {
@@ -298,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_level_is_half_of_the_peak_rounded_down_to_a_power_of_two() {
-        let bytes = |peak: f64| 512_u64 << level(peak);
+        let bytes = |peak: f64| level_bytes(level(peak));
         assert_eq!(bytes(64e6), 16_777_216);
         assert_eq!(bytes(68e6), 33_554_432);
         // The last bucket is open.
