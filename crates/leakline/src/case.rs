@@ -9,6 +9,8 @@ use serde::Deserialize;
 
 use crate::drive::plan::Plan;
 
+pub mod service;
+
 static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../cases");
 
 /// A server with known behaviour.
@@ -27,6 +29,8 @@ pub struct Case {
     /// The traffic that brings out its behaviour.
     pub traffic: Plan,
     command: String,
+    /// What has to run beside the server, without leakline.
+    service: Option<String>,
     folder: &'static Dir<'static>,
 }
 
@@ -39,6 +43,7 @@ struct Description {
     #[serde(default)]
     options: Vec<String>,
     command: String,
+    service: Option<String>,
 }
 
 impl Case {
@@ -72,17 +77,14 @@ impl Case {
             options: description.options,
             traffic,
             command: description.command,
+            service: description.service,
             folder,
         }
     }
 
-    /// The server's command line with this Python and this port of 127.0.0.1.
-    pub fn command(&self, python: &Path, port: u16) -> Vec<OsString> {
-        let words = self.command.split(' ').map(|word| match word {
-            "python" => python.into(),
-            word => word.replace("{port}", &port.to_string()).into(),
-        });
-        words.collect()
+    /// The server's command line with this Python and this port of 127.0.0.1; where the case has a service, at its port.
+    pub fn command(&self, python: &Path, port: u16, service_port: Option<u16>) -> Vec<OsString> {
+        words(&self.command, python, &[("{port}", Some(port)), ("{service_port}", service_port)])
     }
 
     /// The Python files: name and text.
@@ -104,6 +106,17 @@ impl Case {
     }
 }
 
+/// A command line in words, with the Python and the ports put in.
+fn words(line: &str, python: &Path, ports: &[(&str, Option<u16>)]) -> Vec<OsString> {
+    let put = |word: &str| {
+        ports.iter().fold(word.to_owned(), |word, (name, port)| match port {
+            Some(port) => word.replace(name, &port.to_string()),
+            None => word,
+        })
+    };
+    line.split(' ').map(|word| if word == "python" { python.into() } else { put(word).into() }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +127,7 @@ mod tests {
         for case in &cases {
             case.traffic.check().unwrap_or_else(|error| panic!("{}: {error}", case.name));
             assert!(case.sources().any(|(_, text)| text.contains("# expect: ")), "{} expects nothing", case.name);
-            let command = case.command(Path::new("/usr/bin/python3"), 8123);
+            let command = case.command(Path::new("/usr/bin/python3"), 8123, Some(8124));
             assert!(command.iter().any(|word| word.to_string_lossy().contains("8123")), "{} has no port", case.name);
         }
         assert!(cases.iter().any(|case| case.name == "user-list"));

@@ -8,6 +8,10 @@
 //!     N B/request within P %               the size of the leak
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
+//! # expect: balloon ROUTE when OUTCOME, CLAUSE, …
+//!     in PACKAGE                           the stack passes through this package
+//!     while PHASE                          what the request was doing
+//!     N bytes at least                     the height of the peak
 //! ```
 mod harness;
 
@@ -27,6 +31,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 enum Expected {
     None,
     Leak { route: String, file: String, function: String, clauses: Vec<Clause> },
+    Balloon { route: String, outcome: String, clauses: Vec<Clause> },
 }
 
 #[derive(Debug)]
@@ -35,6 +40,8 @@ enum Clause {
     PerRequest { bytes: f64, within: f64 },
     Kept { path: String, within: f64 },
     Share(f64),
+    While(String),
+    AtLeast(f64),
 }
 
 fn expected(case: &Case) -> Expected {
@@ -44,14 +51,14 @@ fn expected(case: &Case) -> Expected {
         return Expected::None;
     }
     let (what, clauses) = line.split_once(", ").unwrap_or((line, ""));
+    let clauses = clauses.split(", ").filter(|clause| !clause.is_empty()).map(clause).collect();
+    if let Some(balloon) = what.strip_prefix("balloon ") {
+        let (route, outcome) = balloon.split_once(" when ").unwrap_or_else(|| panic!("{line}"));
+        return Expected::Balloon { route: route.to_owned(), outcome: outcome.to_owned(), clauses };
+    }
     let leak = what.strip_prefix("leak ").and_then(|what| what.split_once(" at ")).unwrap_or_else(|| panic!("{line}"));
     let (file, function) = leak.1.split_once(':').unwrap_or_else(|| panic!("{line}"));
-    Expected::Leak {
-        route: leak.0.to_owned(),
-        file: file.to_owned(),
-        function: function.to_owned(),
-        clauses: clauses.split(", ").filter(|clause| !clause.is_empty()).map(clause).collect(),
-    }
+    Expected::Leak { route: leak.0.to_owned(), file: file.to_owned(), function: function.to_owned(), clauses }
 }
 
 fn clause(text: &str) -> Clause {
@@ -65,6 +72,8 @@ fn clause(text: &str) -> Clause {
             Clause::Kept { path: path.to_owned(), within: number(percent) / 100.0 }
         }
         ["share", percent, "%"] => Clause::Share(number(percent) / 100.0),
+        ["while", phase] => Clause::While(phase.to_owned()),
+        [bytes, "bytes", "at", "least"] => Clause::AtLeast(number(bytes)),
         _ => panic!("{text:?} is no clause of an expectation"),
     }
 }
@@ -83,14 +92,16 @@ fn check(name: &str) {
         let folder = harness::folder(name);
         case.unpack(&folder).unwrap();
         let port = harness::free_port();
-        let server = Server::start_with(&case.options, &case.command(&python, port), &folder, port);
+        let service = case.start_service(&python, &folder).unwrap();
+        let service_port = service.as_ref().map(|service| service.port);
+        let server = Server::start_with(&case.options, &case.command(&python, port, service_port), &folder, port);
         server.drive_well(&case.traffic);
         let kept = match &expected {
             Expected::Leak { clauses, .. } => clauses.iter().find_map(|clause| match clause {
                 Clause::Kept { path, .. } => Some(server.get(path).trim().parse::<f64>().unwrap()),
                 _ => None,
             }),
-            Expected::None => None,
+            _ => None,
         };
         let report = server.stop();
         compare(&expected, kept, &report).unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
@@ -103,12 +114,16 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
     if report["window"]["requests"].as_u64().unwrap_or(0) == 0 {
         return Err("not one request was seen".to_owned());
     }
-    let Expected::Leak { route, file, function, clauses } = expected else {
-        // That a cache is called a cache is right.
-        return match findings.iter().find(|finding| finding["kind"] != "cache") {
-            Some(finding) => Err(format!("a healthy server is accused: {}", finding["summary"])),
-            None => Ok(()),
-        };
+    let (route, file, function, clauses) = match expected {
+        Expected::Leak { route, file, function, clauses } => (route, file, function, clauses),
+        Expected::Balloon { route, outcome, clauses } => return compare_balloon(route, outcome, clauses, findings),
+        Expected::None => {
+            // That a cache is called a cache is right.
+            return match findings.iter().find(|finding| finding["kind"] != "cache") {
+                Some(finding) => Err(format!("a healthy server is accused: {}", finding["summary"])),
+                None => Ok(()),
+            };
+        }
     };
     let leaks: Vec<&Value> = findings.iter().filter(|finding| finding["kind"] == "leak").collect();
     let first = leaks.first().ok_or("the leak was not found")?;
@@ -124,12 +139,7 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
     let per_request: f64 = leaks.iter().filter_map(|leak| leak["bytes_per_request"].as_f64()).sum();
     for clause in clauses {
         match clause {
-            Clause::In(package) => {
-                let stack = first["stack"].as_array().ok_or("the finding has no stack")?;
-                if !stack.iter().any(|frame| frame["file"].as_str().is_some_and(|file| file.contains(package))) {
-                    return Err(format!("the stack does not pass through {package}"));
-                }
-            }
+            Clause::In(package) => passes_through(first, package)?,
             Clause::PerRequest { bytes, within } => near(per_request, *bytes, *within, "bytes per request")?,
             Clause::Kept { within, .. } => near(
                 live(report, |_| true),
@@ -143,9 +153,37 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
                     return Err(format!("{route} has {:.1} % of the live bytes", found * 100.0));
                 }
             }
+            Clause::While(_) | Clause::AtLeast(_) => return Err(format!("{clause:?} says nothing about a leak")),
         }
     }
     Ok(())
+}
+
+/// A balloon is the only finding, and it is this one.
+fn compare_balloon(route: &str, outcome: &str, clauses: &[Clause], findings: &[Value]) -> Result<(), String> {
+    let [finding] = findings else { return Err(format!("{} findings instead of one balloon", findings.len())) };
+    for (key, expected) in [("kind", "balloon"), ("route", route), ("outcome", outcome)] {
+        if finding[key] != expected {
+            return Err(format!("{key} is {}, and not {expected}", finding[key]));
+        }
+    }
+    for clause in clauses {
+        match clause {
+            Clause::In(package) => passes_through(finding, package)?,
+            Clause::While(phase) if finding["phase"] == phase.as_str() => {}
+            Clause::AtLeast(bytes) if finding["peak_bytes"].as_f64().is_some_and(|peak| peak >= *bytes) => {}
+            _ => return Err(format!("{clause:?} does not hold")),
+        }
+    }
+    Ok(())
+}
+
+fn passes_through(finding: &Value, package: &str) -> Result<(), String> {
+    let stack = finding["stack"].as_array().ok_or("the finding has no stack")?;
+    match stack.iter().any(|frame| frame["file"].as_str().is_some_and(|file| file.contains(package))) {
+        true => Ok(()),
+        false => Err(format!("the stack does not pass through {package}")),
+    }
 }
 
 fn is(frame: &Value, file: &str, function: &str) -> bool {
@@ -187,6 +225,7 @@ cases! {
     user_list "user-list"
     slow_timer "slow-timer"
     recycled_dicts "recycled-dicts"
+    s3_proxy "s3-proxy"
     cyclic_garbage "healthy/cyclic-garbage"
     first_request "healthy/first-request"
     fragmentation "healthy/fragmentation"

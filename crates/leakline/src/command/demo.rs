@@ -67,7 +67,13 @@ impl Demo {
         make_dir(&folder)?;
         case.unpack(&folder).map_err(|error| Failure::io("write into", &folder, &error))?;
 
-        let mut running = Running::start(case, &python, &folder, &global.dir())?;
+        let service = case.start_service(&python, &folder);
+        let service = service.map_err(|error| Failure::io("start the service of the case in", &folder, &error))?;
+        if let Some(service) = &service {
+            say("service", &format!("what the server needs beside it listens on 127.0.0.1:{}", service.port));
+        }
+        let service_port = service.as_ref().map(|service| service.port);
+        let mut running = Running::start(case, &python, &folder, &global.dir(), service_port)?;
         say("traffic", &described(case));
         let before = running.resident_mb();
         let mut line = ProgressLine::new();
@@ -79,6 +85,7 @@ impl Demo {
         let (requests, failed, after) = (sum.requests(), sum.failed(), running.resident_mb());
         say("", &format!("{requests} requests, {failed} failed; the server's memory went from {before} to {after} MB"));
         running.stop();
+        drop(service);
 
         let mut report = leakline(&global.dir())?;
         report.arg("report").arg(running.child.id().to_string());
@@ -110,12 +117,18 @@ struct Running {
 }
 
 impl Running {
-    fn start(case: &Case, python: &Path, folder: &Path, tables: &Path) -> Result<Running, Failure> {
+    fn start(
+        case: &Case,
+        python: &Path,
+        folder: &Path,
+        tables: &Path,
+        service_port: Option<u16>,
+    ) -> Result<Running, Failure> {
         let port = free_port().map_err(|error| Failure::io("find a free port on", Path::new("127.0.0.1"), &error))?;
         let log = folder.join("server.log");
         let output = File::create(&log).map_err(|error| Failure::io("write", &log, &error))?;
         let errors = output.try_clone().map_err(|error| Failure::io("write", &log, &error))?;
-        let words = case.command(python, port);
+        let words = case.command(python, port, service_port);
         let mut command = leakline(tables)?;
         command.arg("run").args(&case.options).arg("--").args(&words).current_dir(folder);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);

@@ -131,10 +131,11 @@ impl Server {
         drive::run(&address, plan, |_| {}).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
-    /// Makes the traffic of a plan, each request of which has to be answered with 200.
+    /// Makes the traffic of a plan, each request of which has to be answered with 200, whether the client then stays or
+    /// leaves.
     pub fn drive_well(&self, plan: &Plan) {
         let sum = self.drive(plan).sum();
-        let well = sum.statuses.get(&200).copied().unwrap_or(0);
+        let well: u64 = [&sum.statuses, &sum.left].into_iter().filter_map(|by_status| by_status.get(&200)).sum();
         assert_eq!(well, plan.total, "statuses {:?}, failures {:?}\n{}", sum.statuses, sum.failures, self.log());
     }
 
