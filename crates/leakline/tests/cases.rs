@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! # expect: none
-//! # expect: leak ROUTE at FILE:FUNCTION, CLAUSE, …
+//! # expect: leak ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     N B/request within P %               the size of the leak
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
@@ -30,7 +30,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 #[derive(Debug)]
 enum Expected {
     None,
-    Leak { route: String, file: String, function: String, clauses: Vec<Clause> },
+    Leak { route: String, outcome: Option<String>, file: String, function: String, clauses: Vec<Clause> },
     Balloon { route: String, outcome: String, clauses: Vec<Clause> },
 }
 
@@ -114,8 +114,8 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
     if report["window"]["requests"].as_u64().unwrap_or(0) == 0 {
         return Err("not one request was seen".to_owned());
     }
-    let (route, file, function, clauses) = match expected {
-        Expected::Leak { route, file, function, clauses } => (route, file, function, clauses),
+    let (route, outcome, file, function, clauses) = match expected {
+        Expected::Leak { route, outcome, file, function, clauses } => (route, outcome, file, function, clauses),
         Expected::Balloon { route, outcome, clauses } => return compare_balloon(route, outcome, clauses, findings),
         Expected::None => {
             // That a cache is called a cache is right.
@@ -130,6 +130,9 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
     for leak in &leaks {
         if leak["route"] != route.as_str() {
             return Err(format!("{} is accused, and it is {route}", leak["route"]));
+        }
+        if outcome.as_ref().is_some_and(|outcome| leak["outcome"] != outcome.as_str()) {
+            return Err(format!("requests that end {} are accused, and it is {outcome:?}", leak["outcome"]));
         }
     }
     let named = [&first["site"], &first["application"]].into_iter().any(|frame| is(frame, file, function));
@@ -226,6 +229,8 @@ cases! {
     slow_timer "slow-timer"
     recycled_dicts "recycled-dicts"
     s3_proxy "s3-proxy"
+    orphaned_tasks "orphaned-tasks"
+    event_stream "healthy/event-stream"
     cyclic_garbage "healthy/cyclic-garbage"
     first_request "healthy/first-request"
     fragmentation "healthy/fragmentation"
