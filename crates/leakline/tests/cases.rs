@@ -58,7 +58,11 @@ fn expected(case: &Case) -> Expected {
     }
     let leak = what.strip_prefix("leak ").and_then(|what| what.split_once(" at ")).unwrap_or_else(|| panic!("{line}"));
     let (file, function) = leak.1.split_once(':').unwrap_or_else(|| panic!("{line}"));
-    Expected::Leak { route: leak.0.to_owned(), file: file.to_owned(), function: function.to_owned(), clauses }
+    let (route, outcome) = match leak.0.split_once(" when ") {
+        Some((route, outcome)) => (route, Some(outcome.to_owned())),
+        None => (leak.0, None),
+    };
+    Expected::Leak { route: route.to_owned(), outcome, file: file.to_owned(), function: function.to_owned(), clauses }
 }
 
 fn clause(text: &str) -> Clause {
