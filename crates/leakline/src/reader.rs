@@ -91,8 +91,16 @@ fn stacks(snapshot: &Snapshot, minor: Minor) -> Vec<Vec<Frame>> {
         let code = &snapshot.codes[raw.code as usize];
         resolved.entry((raw.code, raw.instruction)).or_insert_with(|| frame(code, raw.instruction, minor)).clone()
     };
-    snapshot.stacks.iter().map(|stack| stack.iter().map(&mut resolve).collect()).collect()
+    let is_ours = |frame: &Frame| frame.file == SHIM;
+    snapshot
+        .stacks
+        .iter()
+        .map(|stack| stack.iter().map(&mut resolve).filter(|frame| !is_ours(frame)).collect())
+        .collect()
 }
+
+/// What the agent's own Python code calls its file: its frames are no part of the server's story.
+const SHIM: &str = "<leakline>";
 
 fn frame(code: &Code, instruction: Option<u32>, minor: Minor) -> Frame {
     let line = match instruction {

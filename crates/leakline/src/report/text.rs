@@ -180,12 +180,13 @@ impl Page<'_> {
         )
     }
 
-    /// The way from the application's line inwards to the line that allocates.
+    /// The way from the application's line inwards to the line that allocates; where the application has no part in it, as
+    /// when a server closes a response, from a few calls outside.
     fn path(&mut self, finding: &Finding) -> fmt::Result {
         let innermost_first = &finding.stack;
         let own = finding.application.as_ref();
         let is_own = |line: &Line| own.is_some_and(|own| (&own.file, own.line) == (&line.file, line.line));
-        let depth = innermost_first.iter().position(is_own).map_or(innermost_first.len().min(1), |at| at + 1);
+        let depth = innermost_first.iter().position(is_own).map_or(innermost_first.len().min(PATH), |at| at + 1);
         let inwards: Vec<&Line> = innermost_first[..depth].iter().rev().collect();
         if inwards.is_empty() {
             return writeln!(self.text, "  the stacks of these samples are not known");
