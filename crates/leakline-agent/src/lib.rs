@@ -30,6 +30,7 @@ mod table;
 static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
+    hooks::native::resolve_all();
     if !config::load() {
         return;
     }

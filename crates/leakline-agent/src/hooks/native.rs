@@ -27,9 +27,9 @@ impl<F: Copy> Next<F> {
         unsafe { std::mem::transmute_copy(&function) }
     }
 
-    /// `None` where dlsym itself asks for the function that it is to find.
+    /// Looks the function up, and says whether there is one; `None` where dlsym itself asks for it.
     #[cold]
-    fn resolve(&self, name: &std::ffi::CStr) -> Option<F> {
+    fn look_up(&self, name: &std::ffi::CStr) -> Option<bool> {
         /// The thread that is in dlsym.
         static RESOLVING: AtomicUsize = AtomicUsize::new(0);
         // SAFETY: has no preconditions.
@@ -40,13 +40,21 @@ impl<F: Copy> Next<F> {
         // SAFETY: a C string. glibc's dlsym allocates only to report an error, and frees the last one's report.
         let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
         RESOLVING.store(0, Ordering::Relaxed);
-        if found.is_null() {
+        if !found.is_null() {
+            self.0.store(found, Ordering::Relaxed);
+        }
+        Some(!found.is_null())
+    }
+
+    /// `None` where dlsym itself asks for the function that it is to find.
+    #[cold]
+    fn resolve(&self, name: &std::ffi::CStr) -> Option<F> {
+        if !self.look_up(name)? {
             // No allocator below has this function, yet the program calls it: there is no way on.
             crate::message::say(&["leakline: no allocator provides ", name.to_str().unwrap_or("?"), "\n"]);
             // SAFETY: ends the process.
             unsafe { libc::abort() };
         }
-        self.0.store(found, Ordering::Relaxed);
         Some(self.get())
     }
 }
@@ -64,7 +72,13 @@ macro_rules! next {
                 None => unsafe { std::mem::zeroed() },
             }
         }
-    )*};
+    )*
+
+    /// Looks all of them up before the program runs. Left to the first call, that call might come from the middle of
+    /// dlerror, as asprintf's realloc does there, and dlsym would free the report that dlerror goes on to write into.
+    pub(crate) fn resolve_all() {
+        $($cell.look_up($name);)*
+    }};
 }
 
 next! {
