@@ -87,6 +87,27 @@ fn acquire() -> Option<Recorder> {
     None
 }
 
+/// Does something with the table, unless there is none or the lock cannot be had at once.
+pub(crate) fn write<R>(act: impl FnOnce(&mut Writer<'static>) -> R) -> Option<R> {
+    enter()?.writer().map(act)
+}
+
+/// Does something with the table that must not be lost, such as the end of a request that has begun: where another thread
+/// was descheduled with the lock, it is given the time to go on.
+pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        if let Some(mut recorder) = enter() {
+            if let Some(writer) = recorder.writer() {
+                act(writer);
+            }
+            return;
+        }
+        // SAFETY: has no preconditions.
+        unsafe { libc::sched_yield() };
+    }
+}
+
 /// A block that may be sampled is about to be freed. Must come before the block is really freed: after that its
 /// address may belong to another thread's new block.
 #[cold]

@@ -181,11 +181,9 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
         if let Some([handle, outcome]) = arguments(start, count) {
             let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
             let now_ns = clock::monotonic_ns();
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record));
-                }
-            }
+            recorder::surely_write(|writer| {
+                writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record))
+            });
             if current(api) == handle {
                 set_current(api, ZERO.load(Ordering::Relaxed));
             }
@@ -205,11 +203,7 @@ unsafe extern "C" fn route(_module: Object, start: *const Object, count: isize) 
     unsafe {
         if let Some([template]) = arguments(start, count) {
             let (handle, template) = (current(api), install::utf8(api, *template));
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.route(handle, template);
-                }
-            }
+            recorder::write(|writer| writer.route(handle, template));
         }
         api.new_none()
     }
@@ -222,11 +216,7 @@ unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize)
     unsafe {
         if let Some([handle, status]) = arguments(start, count) {
             let (handle, status) = ((api.long_as)(*handle), (api.long_as)(*status));
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.status(handle, status as u32);
-                }
-            }
+            recorder::write(|writer| writer.status(handle, status as u32));
         }
         api.new_none()
     }
@@ -248,11 +238,7 @@ unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) 
                 0 => current(api),
                 handle => handle,
             };
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.phase(handle, phase);
-                }
-            }
+            recorder::write(|writer| writer.phase(handle, phase));
         }
         api.new_none()
     }
@@ -265,11 +251,7 @@ unsafe extern "C" fn amend(_module: Object, start: *const Object, count: isize) 
     unsafe {
         if let Some([handle, outcome]) = arguments(start, count) {
             let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.amend(handle, outcome.min(2) as u8);
-                }
-            }
+            recorder::surely_write(|writer| writer.amend(handle, outcome.min(2) as u8));
         }
         api.new_none()
     }
@@ -302,11 +284,7 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
     unsafe {
         if let Some([name]) = arguments(start, count) {
             let name = install::utf8(api, *name);
-            if let Some(mut recorder) = recorder::enter() {
-                if let Some(writer) = recorder.writer() {
-                    writer.name_server(name);
-                }
-            }
+            recorder::write(|writer| writer.name_server(name));
         }
         api.new_none()
     }
@@ -315,11 +293,7 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
 /// `failed()`: a place could not be instrumented.
 unsafe extern "C" fn failed(_module: Object, _start: *const Object, _count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
-    if let Some(mut recorder) = recorder::enter() {
-        if let Some(writer) = recorder.writer() {
-            writer.lose(Loss::ShimFailures);
-        }
-    }
+    recorder::write(|writer| writer.lose(Loss::ShimFailures));
     // SAFETY: as in begin.
     unsafe { api.new_none() }
 }
@@ -353,11 +327,7 @@ unsafe fn tick(api: &Api) {
         full_collections,
         agent_ns: recorder::spent_ns(),
     };
-    if let Some(mut recorder) = recorder::enter() {
-        if let Some(writer) = recorder.writer() {
-            writer.tick(&moment);
-        }
-    }
+    recorder::write(|writer| writer.tick(&moment));
 }
 
 /// How often the collector has gone over all generations: `gc.get_stats()[2]["collections"]`.

@@ -10,7 +10,7 @@ use crate::python::{self, Access, api};
 use crate::recorder::{self, Recorder};
 use crate::{clock, config, message, requests, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
-use leakline_table::writer::{Birth, Random, Transit, Writer};
+use leakline_table::writer::{Birth, Random, Transit};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 
@@ -302,12 +302,12 @@ fn make_table(recorder: &mut Recorder, access: Access) -> bool {
 
 /// Takes a sampled block off its address, for the time of a realloc.
 pub(crate) fn depart(address: usize) -> Option<Transit> {
-    recorder::enter()?.writer()?.depart(address as u64)
+    recorder::write(|writer| writer.depart(address as u64))?
 }
 
 /// realloc has moved (or left) a sampled block, which is `bytes` long now.
 pub(crate) fn arrive(transit: Transit, address: usize, bytes: usize) {
-    with_writer(|writer| {
+    recorder::surely_write(|writer| {
         let added = writer.arrive(transit, address as u64, bytes as u64);
         if added == 0 {
             return;
@@ -327,32 +327,15 @@ pub(crate) fn arrive(transit: Transit, address: usize, bytes: usize) {
 
 /// realloc has failed: the block is where and what it was.
 pub(crate) fn stay(transit: Transit, address: usize) {
-    with_writer(|writer| writer.stay(transit, address as u64));
+    recorder::surely_write(|writer| writer.stay(transit, address as u64));
 }
 
 /// realloc to nothing has freed the block.
 pub(crate) fn give_up(transit: Transit) {
-    with_writer(|writer| writer.give_up(transit));
+    recorder::surely_write(|writer| writer.give_up(transit));
 }
 
 /// Is the block at this address a sampled one of pymalloc's?
 pub(crate) fn holds_small(address: usize) -> bool {
-    recorder::enter()
-        .and_then(|mut recorder| recorder.writer().map(|writer| writer.holds_small(address as u64)))
-        .unwrap_or(false)
-}
-
-/// For what must not be lost once a block has departed: tries on, politely, where the lock is held for long.
-fn with_writer(act: impl FnOnce(&mut Writer<'static>)) {
-    const TRIES: u32 = 100;
-    for _ in 0..TRIES {
-        if let Some(mut recorder) = recorder::enter() {
-            if let Some(writer) = recorder.writer() {
-                act(writer);
-            }
-            return;
-        }
-        // SAFETY: has no preconditions.
-        unsafe { libc::sched_yield() };
-    }
+    recorder::write(|writer| writer.holds_small(address as u64)).unwrap_or(false)
 }
