@@ -97,7 +97,7 @@ pub(crate) fn write<R>(act: impl FnOnce(&mut Writer<'static>) -> R) -> Option<R>
 pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
-        if let Some(mut recorder) = enter() {
+        if let Some(mut recorder) = acquire() {
             if let Some(writer) = recorder.writer() {
                 act(writer);
             }
@@ -106,6 +106,8 @@ pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
         // SAFETY: has no preconditions.
         unsafe { libc::sched_yield() };
     }
+    // Only what was given up is a loss.
+    CONTENDED.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A block that may be sampled is about to be freed. Must come before the block is really freed: after that its
