@@ -6,7 +6,8 @@
 //!
 //! R follows the budget: the time that the slow path takes is measured, and R raised or lowered until it fits.
 
-use crate::python::{self, Access, api};
+use crate::python::api::{self, Api, ThreadState};
+use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
 use crate::{clock, config, message, requests, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
@@ -193,12 +194,7 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
     if !table::exists() && !make_table(&mut recorder, access) {
         return;
     }
-    let (thread, request) = match access {
-        // SAFETY: this thread holds the GIL of the main interpreter.
-        Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
-        Access::FramesOnly(thread) => (Some(thread), 0),
-        Access::None => (None, 0),
-    };
+    let (thread, request) = on_whose_behalf(api, access);
     follow_budget(&mut recorder);
     let Some(writer) = recorder.writer() else { return };
     let interval = writer.interval_bytes();
@@ -226,6 +222,16 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
         SMALL.set(0);
     } else {
         SMALL.set(left);
+    }
+}
+
+/// Whose stack to read, and for which request this thread works, as far as it may find out.
+fn on_whose_behalf(api: &Api, access: Access) -> (Option<ThreadState>, u64) {
+    match access {
+        // SAFETY: this thread holds the GIL of the main interpreter.
+        Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
+        Access::FramesOnly(thread) => (Some(thread), 0),
+        Access::None => (None, 0),
     }
 }
 
@@ -313,12 +319,7 @@ pub(crate) fn arrive(transit: Transit, address: usize, bytes: usize) {
             return;
         }
         let Some(api) = api::get() else { return };
-        let (thread, request) = match python::access(api) {
-            // SAFETY: this thread holds the GIL of the main interpreter.
-            Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
-            Access::FramesOnly(thread) => (Some(thread), 0),
-            Access::None => (None, 0),
-        };
+        let (thread, request) = on_whose_behalf(api, python::access(api));
         // SAFETY: the thread state is this thread's.
         let stack = thread.map_or(0, |thread| unsafe { python::record_stack(writer, thread) });
         writer.grown(transit, added, stack, request);

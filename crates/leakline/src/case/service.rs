@@ -17,6 +17,11 @@ use super::Case;
 /// How long a service may take until it accepts connections.
 const START: Duration = Duration::from_secs(120);
 
+/// A port of 127.0.0.1 that nobody listens on.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
 /// A running service, which is killed when this is dropped.
 pub struct Service {
     /// Its port of 127.0.0.1.
@@ -29,7 +34,7 @@ impl Case {
     /// where the case needs none. What it says goes to `service.log` there.
     pub fn start_service(&self, python: &Path, folder: &Path) -> io::Result<Option<Service>> {
         let Some(line) = &self.service else { return Ok(None) };
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let words = super::words(line, python, &[("{service_port}", Some(port))]);
         let log = File::create(folder.join("service.log"))?;
         let mut command = Command::new(&words[0]);

@@ -4,7 +4,7 @@
 //! stops it, and asks `leakline report`.
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use super::Global;
 use super::drive::ProgressLine;
 use crate::case::Case;
+use crate::case::service::free_port;
 use crate::drive::{self, Server};
 use crate::failure::{Exit, Failure};
 use crate::target::process::{Identity, descendants};
@@ -212,8 +213,4 @@ fn cache_dir() -> Result<PathBuf, Failure> {
     cache.map(|cache| cache.join("leakline")).ok_or_else(|| {
         Failure::new(Exit::Error, "there is no home folder to keep the environment in", "set $XDG_CACHE_HOME")
     })
-}
-
-fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use leakline::case::service;
 use leakline::drive::plan::Plan;
 use leakline::drive::tally::Tally;
 use leakline::drive::{self, Server as Address};
@@ -56,7 +57,7 @@ pub fn python(version: &str, requirements: &Path) -> Option<PathBuf> {
 
 /// A free port of 127.0.0.1.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    service::free_port().unwrap()
 }
 
 /// Builds the agent as released servers get it, unless that was done already.
