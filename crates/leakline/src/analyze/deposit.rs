@@ -278,10 +278,13 @@ impl Deposits {
     }
 
     /// Gives the bytes of recycled samples to the lines that the trusted samples of their route, outcome and size name.
+    /// What was there before any request that can testify, as all imports leave behind, says nothing of what came later.
     fn settle_recycled(&mut self) {
         let mut witnesses: HashMap<(Source, u64), Witnesses> = HashMap::new();
         for deposit in &self.all {
-            if let Some(place) = deposit.place {
+            let window = self.histories.get(&(deposit.worker, deposit.source)).and_then(|history| history.window);
+            let testifies = window.is_some_and(|window| deposit.within(&window).is_some());
+            if let Some(place) = deposit.place.filter(|_| testifies) {
                 let places = witnesses.entry((deposit.source, deposit.size)).or_default();
                 places.entry((place.site, place.function)).or_insert((0.0, place)).0 += deposit.bytes;
             }

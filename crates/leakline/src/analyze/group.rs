@@ -88,6 +88,10 @@ fn keys(deposit: &Deposit, divided: &BTreeSet<RouteIndex>) -> Vec<Key> {
         pools.push(Pool::Site(place.function, place.site));
     }
     let Source::Route(route, outcome) = deposit.source else {
+        if deposit.recycled && deposit.place.is_none() {
+            // It was some request's, and nobody knows which: no work outside of requests.
+            return vec![];
+        }
         return pools.into_iter().map(|pool| Key { scope: Scope::Outside, pool, outcome: None }).collect();
     };
     let mut keys = vec![];

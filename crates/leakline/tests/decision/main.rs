@@ -195,6 +195,30 @@ fn what_a_free_list_hands_over_is_put_on_the_route_that_keeps_it() {
     }
 }
 
+/// With several requests in flight nobody knows whose a revived block is; that the imports once allocated blocks of the
+/// same size does not make it theirs.
+#[test]
+fn what_nobody_is_known_to_keep_accuses_nobody() {
+    for imports in [0, 3_000] {
+        let mut server = Server::new(8, 16.0 * KB);
+        let (import, line) = (server.line("models.py", 1, ""), server.line("views.py", 4, ""));
+        for _ in 0..imports {
+            server.allocate(import, 56);
+        }
+        let route = server.route("GET /");
+        for _ in 0..4_000 {
+            server.serve(route, Outcome::Ok, |_| {});
+            server.allocate(line, 3 * 56);
+        }
+        let mut worker = server.worker();
+        for sample in worker.samples.iter_mut().filter(|sample| sample.stack == Some(line)) {
+            (sample.recycled, sample.size) = (true, 56);
+        }
+        let analysis = findings(&Evidence { workers: vec![worker] });
+        assert!(analysis.findings.is_empty(), "{analysis:?}");
+    }
+}
+
 #[test]
 fn a_leak_of_failing_requests_is_told_from_the_others() {
     let mut server = Server::new(5, 32.0 * KB);
