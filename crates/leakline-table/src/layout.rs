@@ -11,6 +11,7 @@
 //!        COLLECTIONS  CollectionRecord × 64, a ring
 //!        TICKS        TickRecord × 128
 //!        PEAKS        PeakRecord × 64
+//!        SOCKETS      SocketRecord × n, a hash table: those in use lie anywhere
 //! ```
 //!
 //! A reader skips sections whose kind it does not know, and refuses a header whose version is newer than its own.
@@ -33,6 +34,8 @@ pub const TICKS: usize = 128;
 pub const PEAKS: usize = 64;
 /// Buckets of the histogram of request peaks: bucket `i` counts requests whose peak was below 2^i KiB.
 pub const PEAK_BUCKETS: usize = 24;
+/// Buckets of the histograms of what requests read and wrote: bucket `i` counts requests below 2^i bytes.
+pub const SOCKET_BUCKETS: usize = 32;
 /// Buckets of the histogram of request durations: bucket `i` counts requests below 2^i µs.
 pub const DURATIONS: usize = 32;
 
@@ -56,10 +59,12 @@ pub enum SectionKind {
     Ticks = 7,
     /// [`PeakRecord`]s.
     Peaks = 8,
+    /// [`SocketRecord`]s.
+    Sockets = 9,
 }
 
 /// Sections that this version writes, in file order.
-pub const SECTIONS: [SectionKind; 8] = [
+pub const SECTIONS: [SectionKind; 9] = [
     SectionKind::Strings,
     SectionKind::Codes,
     SectionKind::Stacks,
@@ -68,6 +73,7 @@ pub const SECTIONS: [SectionKind; 8] = [
     SectionKind::Collections,
     SectionKind::Ticks,
     SectionKind::Peaks,
+    SectionKind::Sockets,
 ];
 
 /// Why something was not recorded; index into [`Header::lost`].
@@ -94,13 +100,15 @@ pub enum Loss {
     NoPythonStack = 8,
     /// Places of servers or frameworks that could not be instrumented.
     ShimFailures = 9,
+    /// What a request exchanged with a peer, where there was no room to count it.
+    SocketsFull = 10,
 }
 
 /// How many causes [`Header::lost`] has room for.
 pub const LOSSES: usize = 16;
 
 /// The names of the losses in reports, by [`Loss`].
-pub const LOSS_NAMES: [&str; 10] = [
+pub const LOSS_NAMES: [&str; 11] = [
     "contention",
     "strings_full",
     "codes_full",
@@ -111,6 +119,7 @@ pub const LOSS_NAMES: [&str; 10] = [
     "free_unseen",
     "no_python_stack",
     "shim_failures",
+    "sockets_full",
 ];
 
 /// Makes a `repr(C)` record and its decoder from bytes, so that the reader needs no `unsafe` and both halves share one
@@ -418,8 +427,42 @@ record! {
     }
 }
 
+/// [`SocketRecord::peer`]: the clients of the server.
+pub const PEER_CLIENT: u32 = 0;
+/// [`SocketRecord::peer`]: all peers that there was no room to tell apart.
+pub const PEER_OTHER: u32 = u32::MAX;
+
+record! {
+    /// What the requests of one route and outcome exchanged with one peer. Where there are two numbers, the first is what
+    /// was read, and the second what was written.
+    SocketRecord, 328 {
+        /// Requests that exchanged anything with it.
+        requests: u64,
+        /// Bytes in all.
+        bytes: [u64; 2],
+        /// Bytes that were read after the request's client had left.
+        read_after_client_left: u64,
+        /// The most of one request, bytes.
+        most_bytes: [u64; 2],
+        /// Of the request that read most: what it read after its client had left, bytes.
+        most_after_client_left: u64,
+        /// The peer's address, a string, or [`PEER_CLIENT`] or [`PEER_OTHER`].
+        peer: u32,
+        /// A RouteId.
+        route: u32,
+        /// 0: not in use.
+        live: u32,
+        /// Outcome: 0 ok, 1 error, 2 aborted.
+        outcome: u8,
+        /// Zero.
+        reserved: [u8; 3],
+        /// Histograms of the bytes by request, see [`SOCKET_BUCKETS`]: of those read, then of those written.
+        histograms: [u32; 64],
+    }
+}
+
 /// Where the sections of a file of `file_bytes` lie. Shares of the file: strings 1/8, codes 1/16, stacks 1/2, routes
-/// 1/32, samples 1/32; what is left over stays a hole.
+/// 1/32, samples 1/32, sockets 1/128; what is left over stays a hole.
 pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
     let mut entries = [SectionEntry::EMPTY; DIRECTORY];
     let mut offset = HEADER_BYTES;
@@ -433,6 +476,7 @@ pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
             SectionKind::Collections => (COLLECTIONS * CollectionRecord::BYTES, CollectionRecord::BYTES),
             SectionKind::Ticks => (TICKS * TickRecord::BYTES, TickRecord::BYTES),
             SectionKind::Peaks => (PEAKS * PeakRecord::BYTES, PeakRecord::BYTES),
+            SectionKind::Sockets => (file_bytes / 128, SocketRecord::BYTES),
         };
         let bytes = bytes / record_bytes * record_bytes;
         *entry = SectionEntry {

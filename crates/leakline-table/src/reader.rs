@@ -6,7 +6,7 @@
 
 use crate::layout::{
     self, CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind,
-    TickRecord,
+    SocketRecord, TickRecord,
 };
 use std::fmt;
 
@@ -87,6 +87,17 @@ pub struct RawRoute {
     pub record: RouteRecord,
 }
 
+/// Who is at the other end of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The server's clients.
+    Client,
+    /// At this address.
+    At(String),
+    /// All whom there was no room to tell apart.
+    Other,
+}
+
 /// A whole table as plain values.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -110,6 +121,8 @@ pub struct Snapshot {
     pub ticks: Vec<TickRecord>,
     /// The requests that held most, the highest first, with the stack that had most of it (an index into `stacks`).
     pub peaks: Vec<(PeakRecord, Option<u32>)>,
+    /// What requests exchanged over sockets, by route, outcome and peer.
+    pub sockets: Vec<(SocketRecord, Peer)>,
     /// Records that contradict the rest of the table and were left out.
     pub damaged_records: u64,
 }
@@ -149,6 +162,16 @@ impl Snapshot {
             .records(RouteRecord::decode)
             .map(|record| RawRoute { name: text(string(record.name)), record })
             .collect();
+        let in_use = |record: &SocketRecord| record.live != 0 && record.requests > 0;
+        let mut sockets = Vec::new();
+        for record in section(SectionKind::Sockets)?.records(SocketRecord::decode).filter(in_use) {
+            let peer = match record.peer {
+                layout::PEER_CLIENT => Peer::Client,
+                layout::PEER_OTHER => Peer::Other,
+                id => Peer::At(text(string(id))),
+            };
+            sockets.push((record, peer));
+        }
         let (server, command) = (text(string(header.server)), text(string(header.command)));
         if codes.is_empty() || routes.is_empty() {
             return Err(Refusal::Damaged { what: "its code objects or routes lack the first, which stands for none" });
@@ -206,7 +229,23 @@ impl Snapshot {
         let (ticks, broken): (Vec<_>, Vec<_>) =
             section(SectionKind::Ticks)?.records(TickRecord::decode).partition(|tick| is_amount(tick.interval_bytes));
         damaged_records += broken.len() as u64;
-        Ok(Self { server, command, header, codes, stacks, routes, samples, collections, ticks, peaks, damaged_records })
+        let known = sockets.len();
+        sockets.retain(|(record, _)| record.outcome < 3 && (record.route as usize) < routes.len());
+        damaged_records += (known - sockets.len()) as u64;
+        Ok(Self {
+            server,
+            command,
+            header,
+            codes,
+            stacks,
+            routes,
+            samples,
+            collections,
+            ticks,
+            peaks,
+            sockets,
+            damaged_records,
+        })
     }
 
     /// What was lost by cause, only what happened, by the names of [`layout::LOSS_NAMES`].

@@ -7,22 +7,25 @@
 //! - `samples` holds the live samples and finds them by address.
 //! - `requests` follows requests from their beginning to their end, when their samples are settled.
 //! - `peaks` keeps what requests held at their highest.
+//! - `sockets` counts what they exchanged, and with whom.
 
 mod memory;
 mod names;
 mod peaks;
 mod requests;
 mod samples;
+mod sockets;
 mod watch;
 
 pub use memory::Filter;
 pub use names::{CodeKey, CodeText};
 pub use requests::{Ending, Life};
 pub use samples::{Birth, Transit};
+pub use sockets::Way;
 
 use crate::layout::{
     self, COLLECTIONS, CollectionRecord, HEADER_BYTES, Header, LOSSES, Loss, MAGIC, PeakRecord, SectionEntry,
-    SectionKind, TICKS, TickRecord, VERSION,
+    SectionKind, SocketRecord, TICKS, TickRecord, VERSION,
 };
 use memory::Carver;
 use names::Names;
@@ -72,6 +75,9 @@ pub struct Writer<'a> {
     collections: &'a mut [CollectionRecord],
     ticks: &'a mut [TickRecord],
     peaks: &'a mut [PeakRecord],
+    sockets: &'a mut [SocketRecord],
+    /// Addresses of peers that were written down.
+    peers: u32,
     filter: &'a Filter,
     random: Random,
 }
@@ -103,6 +109,7 @@ impl<'a> Writer<'a> {
         let collections = file.section(&directory, SectionKind::Collections)?;
         let ticks = file.section(&directory, SectionKind::Ticks)?;
         let peaks = file.section(&directory, SectionKind::Peaks)?;
+        let sockets = file.section(&directory, SectionKind::Sockets)?;
 
         let mut private = Carver::new(private);
         let count = samples.len();
@@ -114,6 +121,8 @@ impl<'a> Writer<'a> {
             collections,
             ticks,
             peaks,
+            sockets,
+            peers: 0,
             filter,
             random: Random::new(origin.now_ns ^ u64::from(origin.pid) << 32),
         };
@@ -163,7 +172,7 @@ impl<'a> Writer<'a> {
     }
 
     fn lose_many(&mut self, cause: Loss, count: u64) {
-        const { assert!((Loss::ShimFailures as usize) < LOSSES) };
+        const { assert!((Loss::SocketsFull as usize) < LOSSES) };
         self.header.lost[cause as usize] += count;
     }
 

@@ -1,7 +1,8 @@
 //! Turns zeroed bytes into typed slices, and holds the filter over sampled addresses.
 
 use crate::layout::{
-    CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind, TickRecord,
+    CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind,
+    SocketRecord, TickRecord,
 };
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -29,6 +30,8 @@ unsafe impl Plain for CollectionRecord {}
 unsafe impl Plain for TickRecord {}
 // SAFETY: as above.
 unsafe impl Plain for PeakRecord {}
+// SAFETY: as above.
+unsafe impl Plain for SocketRecord {}
 
 /// Cuts typed slices off the front of a region.
 pub(super) struct Carver<'a> {

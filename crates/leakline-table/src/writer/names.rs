@@ -135,6 +135,14 @@ impl<'a> Names<'a> {
         Some(cell.id)
     }
 
+    /// The id of a string that was written down before.
+    pub(super) fn known_string(&mut self, bytes: &[u8]) -> Option<u32> {
+        let strings = &*self.strings;
+        probe(self.string_index, hash(bytes), |id| string_at(strings, id) == bytes)
+            .map(|cell| cell.id)
+            .filter(|id| *id != 0)
+    }
+
     /// The id of a code object that has been seen before and is still the same.
     pub(super) fn known_code(&self, key: CodeKey) -> Option<u32> {
         self.known_cells(key).map(|at| self.known_codes[at]).find(|known| known.key == key).map(|known| known.id)

@@ -12,6 +12,7 @@
 use super::Writer;
 use super::memory::{Carver, Plain};
 use super::peaks::Peak;
+use super::sockets::{EXCHANGES, Exchange};
 use super::watch::{Watch, Watched};
 use crate::layout::{
     DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, PeakRecord, Phase,
@@ -65,6 +66,8 @@ pub(super) struct Request {
     /// Estimated bytes of its samples that are live now, and at the highest.
     live_bytes: f64,
     pub(super) peak: Peak,
+    /// What it has exchanged with whom.
+    pub(super) exchanges: [Exchange; EXCHANGES],
     began_ns: u64,
     /// Once it has ended: its ordinal among those of its route and outcome.
     ordinal: u64,
@@ -84,6 +87,10 @@ pub(super) struct Request {
     name_bytes: u32,
     /// The name is a framework's template, not a path.
     is_template: u32,
+    /// Its client has left.
+    pub(super) client_left: u32,
+    /// And that before all that had been written for it was sent.
+    pub(super) cut_short: u32,
     name: [u8; NAME_BYTES],
 }
 
@@ -167,6 +174,7 @@ impl Writer<'_> {
         request.began_ns = now_ns;
         (request.allocated_bytes, request.live_bytes, request.peak) = (0.0, 0.0, Peak::NONE);
         (request.first, request.left, request.status, request.is_template) = (0, 0, 0, 0);
+        (request.exchanges, request.client_left, request.cut_short) = ([Exchange::NONE; EXCHANGES], 0, 0);
         request.phase = Phase::Handler as u32;
         let method = &method[..method.len().min(16)];
         request.name[..method.len()].copy_from_slice(method);
@@ -203,7 +211,11 @@ impl Writer<'_> {
     pub fn end(&mut self, handle: u64, ending: Ending, mut look: impl FnMut(&SampleRecord) -> Life) {
         let Some(index) = self.requests.open(handle) else { return };
         let request = *self.requests.slot(index);
-        let outcome = if ending.outcome == 0 && request.status >= 500 { 1 } else { ending.outcome.min(2) };
+        let outcome = match ending.outcome {
+            0 if request.status >= 500 => 1,
+            0 if request.cut_short != 0 => 2,
+            outcome => outcome.min(2),
+        };
         let route = self.route_of(&request);
         let ordinal = self.count(route, outcome, &request, ending.now_ns);
         let settle = |record: &mut SampleRecord| {
@@ -252,6 +264,7 @@ impl Writer<'_> {
         request.generation = request.generation.wrapping_add(1);
         (request.route, request.outcome, request.ordinal) = (route, u32::from(outcome), ordinal);
         request.left = left;
+        self.count_exchanges(index);
         self.header.requests += 1;
         self.header.requests_open -= 1;
     }
@@ -281,6 +294,7 @@ impl Writer<'_> {
         route.allocated_bytes[outcome as usize] += request.allocated_bytes;
         let ordinal = route.requests[outcome as usize];
         self.move_peak(&request, outcome, ordinal);
+        self.take_exchanges_back(index);
         let is_of_request = |record: &SampleRecord| {
             record.owner == OWNER_SETTLED
                 && (record.route, record.outcome, record.ordinal) == (request.route, before, request.ordinal)
@@ -293,6 +307,7 @@ impl Writer<'_> {
         }
         let request = self.requests.slot(index);
         (request.outcome, request.ordinal) = (u32::from(outcome), ordinal);
+        self.count_exchanges(index);
     }
 
     /// Gives a new sample to a request that has ended, whose context it still carries.

@@ -1,7 +1,7 @@
 //! What is asked of the reader for any bytes at all: that it refuses them, or that all it returns can be relied upon.
 //! The fuzz target in `fuzz/` has this for its body.
 
-use leakline_table::reader::{Refusal, Snapshot};
+use leakline_table::reader::{Peer, Refusal, Snapshot};
 
 /// Reads bytes as a table and follows every reference in what comes out.
 pub fn read(bytes: &[u8]) -> Result<Snapshot, Refusal> {
@@ -30,10 +30,14 @@ fn check(snapshot: &Snapshot, file_bytes: usize) {
         assert!(stack.is_none_or(|stack| (stack as usize) < snapshot.stacks.len()));
         assert!([peak.bytes, peak.top_bytes, peak.left_bytes].into_iter().all(f64::is_finite));
     }
+    for (socket, _) in &snapshot.sockets {
+        assert!((socket.route as usize) < snapshot.routes.len() && socket.outcome < 3 && socket.requests > 0);
+    }
     assert!(snapshot.losses().count() <= snapshot.header.lost.len());
     // What is read from a file must not be able to fill the memory. A byte that is no UTF-8 becomes three.
+    let peers = snapshot.sockets.iter().map(|(_, peer)| if let Peer::At(address) = peer { address.len() } else { 0 });
     let names = snapshot.codes.iter().map(|code| code.file.len() + code.function.len() + code.line_table.len());
     let frames = snapshot.stacks.iter().map(|stack| size_of_val(&**stack));
-    let expanded = names.sum::<usize>() + frames.sum::<usize>();
+    let expanded = names.sum::<usize>() + peers.sum::<usize>() + frames.sum::<usize>();
     assert!(expanded <= 3 * 8 * file_bytes, "{expanded} bytes were made from {file_bytes}");
 }

@@ -6,7 +6,7 @@ mod memory;
 
 use leakline_table::layout::{self, HEADER_BYTES, Header, SECTIONS, SectionEntry, SectionKind};
 use leakline_table::reader::{Refusal, header};
-use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random};
+use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random, Way};
 use memory::Table;
 use std::mem::offset_of;
 
@@ -23,6 +23,8 @@ fn genuine() -> Vec<u8> {
         let request = table.writer.begin(b"GET", format!("/r{}", step % 7).as_bytes(), step);
         let (address, size) = (0x10_0000 + 16 * step, 100);
         table.writer.born(&Birth { address, size, block: size, weight: 300_000.0, stack, request, flags: 0 });
+        let peer = table.writer.peer(b"127.0.0.1:3306");
+        table.writer.passed(request, peer, Way::Read, step);
         table.writer.end(request, Ending { outcome: (step % 3) as u8, now_ns: 2 * step }, |_| Life::InUse(0));
         table.writer.tick(&Moment {
             time_ns: step * 1_000_000_000,
@@ -54,6 +56,7 @@ fn a_genuine_table_is_read_whole() {
     assert_eq!((snapshot.samples.len(), snapshot.codes.len(), snapshot.routes.len()), (300, 301, 8));
     assert_eq!((snapshot.server.as_str(), snapshot.command.as_str()), ("gunicorn", "gunicorn\0app:app"));
     assert_eq!((snapshot.header.pid, snapshot.header.parent, snapshot.damaged_records), (77, 7, 0));
+    assert_eq!(snapshot.sockets.iter().map(|(record, _)| record.requests).sum::<u64>(), 300);
     assert!(snapshot.samples.iter().all(|sample| sample.stack.is_some()));
     assert_eq!(snapshot.stacks[5].iter().filter(|frame| frame.instruction.is_none()).count(), 1);
 }
