@@ -90,7 +90,7 @@ def instrument_hypercorn_stream(module):
         await original(self, event)
 
     handle.__wrapped__ = original
-    stream.handle = handle
+    native.replace(stream, "handle", handle)
 
 
 def instrument_starlette(module):
@@ -130,7 +130,7 @@ def name_route(route_class, template):
         await original(self, scope, receive, send)
 
     handle.__wrapped__ = original
-    route_class.handle = handle
+    native.replace(route_class, "handle", handle)
 
 
 def instrument_executor(module):
@@ -146,7 +146,7 @@ def instrument_executor(module):
         return original(*args, **kwargs)
 
     submit.__wrapped__ = original
-    executor.submit = submit
+    native.replace(executor, "submit", submit)
 
 
 def carried(*args, **kwargs):

@@ -11,8 +11,10 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
     native.server(name)                    the first call wins
     native.failed()                        something could not be instrumented
 
-None of them raises. What other texts of the shim need from this one, it adds to `native` at its end. Everything here runs inside somebody else's server, so it imports nothing that the server has not
-imported by itself, and whatever goes wrong in it leaves the server as it was and is written into `failed`.
+None of them raises. What the agent and other texts of the shim need from this one, it adds to `native` at its end.
+Everything here runs inside somebody else's server, so it imports nothing that the server has not imported by itself, and
+whatever goes wrong in it leaves the server as it was and is written into `failed`. The server may be in the middle of its
+work when we come, and we may have to go again: what stands in for something of the server's is put there by `replace`.
 
 There are two ways to see a request. Gunicorn calls a hook before and after each one. Any other server we give an
 application that wraps its own (`serve`) and a response that wraps the application's (`Body`).
@@ -45,6 +47,74 @@ failed = {}
 def leave_alone(name, error):
     failed[name] = repr(error)
     native.failed()
+
+
+# What stands in for what: owner, name, ours, and what was there before, in the order in which it was put there.
+REPLACED = []
+NOTHING = object()
+
+
+def replace(owner, name, ours):
+    """Puts `ours` in the place of an attribute of a class, a module or an instance, until `withdraw` takes it back."""
+    REPLACED.append((owner, name, ours, vars(owner).get(name, NOTHING)))
+    put(owner, name, ours)
+
+
+def put(owner, name, value):
+    if not isinstance(owner, type):
+        # Not by setattr: gunicorn's configuration, for one, forbids it.
+        own = vars(owner)
+        if value is NOTHING:
+            own.pop(name, None)
+        else:
+            own[name] = value
+    elif value is NOTHING:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def withdraw():
+    """Takes back what `replace` has put anywhere. What somebody else has wrapped meanwhile stays and does nothing: no
+    request begins any more."""
+    for owner, name, ours, original in reversed(REPLACED):
+        if vars(owner).get(name, NOTHING) is ours:
+            put(owner, name, original)
+    if FINDER in sys.meta_path:
+        sys.meta_path.remove(FINDER)
+
+
+def reinstate():
+    """Undoes `withdraw`, and instruments what was imported in between."""
+    for owner, name, ours, original in REPLACED:
+        if vars(owner).get(name, NOTHING) is original:
+            put(owner, name, ours)
+    sys.meta_path.insert(0, FINDER)
+    instrument_imported()
+    if served_by:
+        native.server(served_by[0])
+
+
+# The server's name, as soon as it is known.
+served_by = []
+
+
+def name_server(package):
+    if not served_by:
+        served_by.append(name_and_version(package))
+    native.server(served_by[0])
+
+
+def running(kind):
+    """The instance of a class that is at work in this thread, further out: the server that we have come into."""
+    frame = sys._getframe()
+    while frame is not None:
+        if "self" in frame.f_code.co_varnames:
+            found = frame.f_locals.get("self")
+            if isinstance(found, kind):
+                return found
+        frame = frame.f_back
+    return None
 
 
 def instrumented(application, files_leave_the_thread=False):
@@ -223,7 +293,7 @@ def instrument_gunicorn(module):
     from urllib.parse import unquote
 
     def add_hooks(config):
-        native.server(name_and_version("gunicorn"))
+        name_server("gunicorn")
         before, after = config.settings["pre_request"], config.settings["post_request"]
 
         def pre_request(worker, request):
@@ -255,20 +325,26 @@ def instrument_gunicorn(module):
 
         # Gunicorn looks its settings up in `__getattr__`, which is asked for what the instance itself does not have.
         # What is here saves that detour twice a request, which pays for a good part of the hooks.
-        own = vars(config)
-        own["pre_request"], own["post_request"] = pre_request, post_request
+        replace(config, "pre_request", pre_request)
+        replace(config, "post_request", post_request)
+
+    def observe(worker):
+        try:
+            add_hooks(worker.cfg)
+            replace(worker, "wsgi", phased(worker.wsgi))
+        except Exception as error:
+            leave_alone(module.__name__, error)
 
     original = worker_class.load_wsgi
 
     def load_wsgi(self):
         original(self)
-        try:
-            add_hooks(self.cfg)
-            self.wsgi = phased(self.wsgi)
-        except Exception as error:
-            leave_alone(module.__name__, error)
+        observe(self)
 
-    worker_class.load_wsgi = load_wsgi
+    replace(worker_class, "load_wsgi", load_wsgi)
+    worker = running(worker_class)
+    if getattr(worker, "wsgi", None) is not None:
+        observe(worker)
 
 
 def client_is_gone(error):
@@ -304,7 +380,7 @@ def server(class_name, attribute, wrap):
                 application = state[attribute]
                 if application is None:
                     return None
-                native.server(name_and_version(module.__name__.partition(".")[0]))
+                name_server(module.__name__.partition(".")[0])
                 served = state[shadow] = wrap(application)
             return served
 
@@ -313,7 +389,7 @@ def server(class_name, attribute, wrap):
             state[attribute] = application
             state.pop(shadow, None)
 
-        setattr(getattr(module, class_name), attribute, property(get, put))
+        replace(getattr(module, class_name), attribute, property(get, put))
 
     return instrument_server
 
@@ -328,7 +404,7 @@ def instrument_waitress_channel(module):
             native.amend(getattr(self, "_leakline_handle", 0), ABORTED)
         original(self)
 
-    channel.handle_close = handle_close
+    replace(channel, "handle_close", handle_close)
 
 
 def name_and_version(package):
@@ -367,7 +443,7 @@ def instrument_werkzeug_routing(module):
         return (rule if return_rule else rule.endpoint), values
 
     match.__wrapped__ = original
-    adapter.match = match
+    replace(adapter, "match", match)
 
 
 def instrument_django(module):
@@ -387,7 +463,7 @@ def instrument_django(module):
             name_route(request)
 
     get_response.__wrapped__ = original
-    handler.get_response = get_response
+    replace(handler, "get_response", get_response)
 
     # From version 3.1 on.
     original_async = getattr(handler, "get_response_async", None)
@@ -400,21 +476,27 @@ def instrument_django(module):
                 name_route(request)
 
         get_response_async.__wrapped__ = original_async
-        handler.get_response_async = get_response_async
+        replace(handler, "get_response_async", get_response_async)
 
 
-# Module name to what instruments it.
+# Module name to what instruments it, and the modules that were.
 INSTRUMENTS = {}
+INSTRUMENTED = set()
 
 
 def install(instruments):
     INSTRUMENTS.update(instruments)
-    for name in instruments:
-        if name in sys.modules:
+    instrument_imported()
+
+
+def instrument_imported():
+    for name in INSTRUMENTS:
+        if name in sys.modules and name not in INSTRUMENTED:
             instrument(sys.modules[name])
 
 
 def instrument(module):
+    INSTRUMENTED.add(module.__name__)
     try:
         INSTRUMENTS[module.__name__](module)
     except Exception as error:
@@ -462,7 +544,8 @@ def instrument_after_execution(name, loader):
         leave_alone(name, error)
 
 
-sys.meta_path.insert(0, Finder())
+FINDER = Finder()
+sys.meta_path.insert(0, FINDER)
 install(
     {
         "gunicorn.workers.sync": instrument_gunicorn,
@@ -480,4 +563,7 @@ install(
     }
 )
 native.install = install
+native.replace = replace
+native.withdraw = withdraw
+native.reinstate = reinstate
 native.instrument_application = server

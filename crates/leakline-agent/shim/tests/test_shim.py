@@ -330,6 +330,72 @@ class Installing(Scratch):
         self.assertEqual([request.outcome for request in native.requests], [OK, ERROR])
         self.assertEqual(namespace["failed"], {})
 
+    def test_a_server_that_we_leave_is_as_it_was_and_may_be_watched_again(self):
+        before = vars(simple_server.WSGIServer).copy()
+        finders = list(sys.meta_path)
+        server = self.serve(simple_server, answer)
+        native, namespace = execute_shim()
+        self.fetch(server, "/watched")
+        native.withdraw()
+        self.assertEqual((dict(vars(simple_server.WSGIServer)), sys.meta_path), (dict(before), finders))
+        self.assertEqual(self.fetch(server, "/unwatched"), (200, b"hello world"))
+        native.name = None
+        native.reinstate()
+        self.assertEqual(self.fetch(server, "/again"), (200, b"hello world"))
+        self.assertEqual([request.path for request in native.requests], ["/watched", "/again"])
+        self.assertEqual((native.name, namespace["failed"]), ("wsgiref", {}))
+
+    def test_what_somebody_wraps_around_us_stays_when_we_leave(self):
+        native, namespace = execute_shim()
+        ours = vars(simple_server.WSGIServer)["application"]
+        theirs = property(lambda server: ours.__get__(server), ours.__set__)
+        simple_server.WSGIServer.application = theirs
+        native.withdraw()
+        self.assertIs(vars(simple_server.WSGIServer)["application"], theirs)
+        native.reinstate()
+        self.assertIs(vars(simple_server.WSGIServer)["application"], theirs)
+
+    def test_a_worker_of_gunicorn_that_runs_already(self):
+        module = types.ModuleType("gunicorn.workers.sync")
+
+        class Config:
+            """Settings are found by their names, and nobody may set one this way."""
+
+            def __init__(self):
+                hook = types.SimpleNamespace(value=lambda *arguments: None)
+                vars(self)["settings"] = {"pre_request": hook, "post_request": hook}
+
+            def __getattr__(self, name):
+                return self.settings[name].value
+
+            def __setattr__(self, name, value):
+                raise AttributeError(name)
+
+        class SyncWorker:
+            def __init__(self):
+                self.cfg, self.wsgi = Config(), answer
+
+            def load_wsgi(self):
+                self.wsgi = answer
+
+            def run(self, step):
+                return step()
+
+        module.SyncWorker = SyncWorker
+        sys.modules[module.__name__] = module
+        self.addCleanup(sys.modules.pop, module.__name__)
+        worker = SyncWorker()
+        plain = dict(vars(worker)), dict(vars(worker.cfg))
+        native, namespace = worker.run(execute_shim)
+        self.assertEqual((native.name, namespace["failed"]), ("gunicorn", {}))
+        request = types.SimpleNamespace(method="GET", path="/running")
+        worker.cfg.pre_request(worker, request)
+        self.assertIsNot(worker.wsgi, answer)
+        worker.cfg.post_request(worker, request, {}, types.SimpleNamespace(status="200 OK"))
+        self.assertEqual([(request.path, request.outcome) for request in native.requests], [("/running", OK)])
+        native.withdraw()
+        self.assertEqual((vars(worker), vars(worker.cfg)), plain)
+
     def test_a_module_that_looks_different_stays_as_it_is(self):
         with tempfile.TemporaryDirectory() as folder:
             package = os.path.join(folder, "waitress")
