@@ -1,4 +1,4 @@
-"""Turns each request that a WSGI server serves into a `native.begin` and a `native.end`, and names its route.
+"""Turns each request that a WSGI server serves into a `native.begin` and a `native.end`.
 
 The agent executes this text once, with the GIL held, in a namespace of its own that holds `__name__` and `native`:
 
@@ -425,60 +425,6 @@ def name_and_version(package):
     return package
 
 
-def instrument_werkzeug_routing(module):
-    """Names the rule that matched: for Flask of any version and for whoever else routes by Werkzeug."""
-    adapter = module.MapAdapter
-    original = adapter.match
-
-    # The parameters are spelled out because passing on `*args` costs twice the call. Werkzeug 0.16 and older have no
-    # `websocket`.
-    def match(self, path_info=None, method=None, return_rule=False, query_args=None, websocket=None):
-        if websocket is None:
-            rule, values = original(self, path_info, method, True, query_args)
-        else:
-            rule, values = original(self, path_info, method, True, query_args, websocket)
-        # Whoever passes a path asks about that path, not about the request.
-        if path_info is None:
-            native.route(self.script_name[:-1] + rule.rule)
-        return (rule if return_rule else rule.endpoint), values
-
-    match.__wrapped__ = original
-    replace(adapter, "match", match)
-
-
-def instrument_django(module):
-    """Names the pattern that Django resolved. It keeps the match on the request from version 2.2 on."""
-    handler = module.BaseHandler
-    original = handler.get_response
-
-    def name_route(request):
-        template = getattr(getattr(request, "resolver_match", None), "route", None)
-        if template is not None:
-            native.route("/" + template.lstrip("^"))
-
-    def get_response(self, request):
-        try:
-            return original(self, request)
-        finally:
-            name_route(request)
-
-    get_response.__wrapped__ = original
-    replace(handler, "get_response", get_response)
-
-    # From version 3.1 on.
-    original_async = getattr(handler, "get_response_async", None)
-    if original_async is not None:
-
-        async def get_response_async(self, request):
-            try:
-                return await original_async(self, request)
-            finally:
-                name_route(request)
-
-        get_response_async.__wrapped__ = original_async
-        replace(handler, "get_response_async", get_response_async)
-
-
 # Module name to what instruments it, and the modules that were.
 INSTRUMENTS = {}
 INSTRUMENTED = set()
@@ -558,8 +504,6 @@ install(
         "waitress.server": server("BaseWSGIServer", "application", lambda app: instrumented(app, True)),
         "waitress.channel": instrument_waitress_channel,
         "cheroot.wsgi": server("Server", "wsgi_app", instrumented),
-        "werkzeug.routing": instrument_werkzeug_routing,
-        "django.core.handlers.base": instrument_django,
     }
 )
 native.install = install

@@ -1,0 +1,67 @@
+"""Names the route of a request as its framework does, where the framework serves WSGI.
+
+The agent executes this text after `leakline_shim.py`, in a namespace of its own that holds `native`. Whatever server
+began the request, `native.route(template)` names the one that the current context serves.
+"""
+
+
+def instrument_werkzeug(module):
+    """Names the rule that matched: for Flask of any version and for whoever else routes by Werkzeug."""
+    adapter = module.MapAdapter
+    original = adapter.match
+
+    # The parameters are spelled out because passing on `*args` costs twice the call. Werkzeug 0.16 and older have no
+    # `websocket`.
+    def match(self, path_info=None, method=None, return_rule=False, query_args=None, websocket=None):
+        if websocket is None:
+            rule, values = original(self, path_info, method, True, query_args)
+        else:
+            rule, values = original(self, path_info, method, True, query_args, websocket)
+        # Whoever passes a path asks about that path, not about the request.
+        if path_info is None:
+            native.route(self.script_name[:-1] + rule.rule)
+        return (rule if return_rule else rule.endpoint), values
+
+    match.__wrapped__ = original
+    native.replace(adapter, "match", match)
+
+
+def instrument_django(module):
+    """Names the pattern that Django resolved. It keeps the match on the request from version 2.2 on."""
+    handler = module.BaseHandler
+    original = handler.get_response
+
+    def name_route(request):
+        template = getattr(getattr(request, "resolver_match", None), "route", None)
+        if template is not None:
+            native.route("/" + template.lstrip("^"))
+
+    def get_response(self, request):
+        try:
+            return original(self, request)
+        finally:
+            name_route(request)
+
+    get_response.__wrapped__ = original
+    native.replace(handler, "get_response", get_response)
+
+    # From version 3.1 on.
+    original_async = getattr(handler, "get_response_async", None)
+    if original_async is not None:
+
+        async def get_response_async(self, request):
+            try:
+                return await original_async(self, request)
+            finally:
+                name_route(request)
+
+        get_response_async.__wrapped__ = original_async
+        native.replace(handler, "get_response_async", get_response_async)
+
+
+native.install(
+    {
+        "werkzeug.routing": instrument_werkzeug,
+        "django.core.handlers.base": instrument_django,
+    }
+)
