@@ -511,3 +511,4 @@ native.replace = replace
 native.withdraw = withdraw
 native.reinstate = reinstate
 native.instrument_application = server
+native.name_server = name_server

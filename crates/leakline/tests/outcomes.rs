@@ -36,6 +36,19 @@ const FASTAPI: &[Page] = &[
     ("/branch/here/order/{number}", "GET /branch/{town}/order/{number}", 210_000),
     ("/mounted/order/{number}", "GET /mounted/order/{number}", 210_000),
 ];
+const AIOHTTP: &[Page] = &[
+    ("/sell/{number}", "GET /sell/{number}", 250_000),
+    ("/lend/{number}", "GET /lend/{number}", 240_000),
+    ("/pool/{number}", "GET /pool/{number}", 230_000),
+    ("/later/{number}", "GET /later/{number}", 220_000),
+    ("/branch/order/{number}", "GET /branch/order/{number}", 210_000),
+];
+const TORNADO: &[Page] = &[
+    ("/sell/{number}", "GET /sell/<int:number>", 250_000),
+    ("/lend/{number}", "GET /lend/([0-9]+)", 240_000),
+    ("/pool/{number}", "GET /pool/(?P<number>[0-9]+)", 230_000),
+    ("/later/{number}", "GET /later/([0-9]+)", 220_000),
+];
 const DJANGO: &[Page] =
     &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/<int:number>", 240_000)];
 
@@ -179,4 +192,20 @@ fn hypercorn() {
 #[test]
 fn daphne_with_django() {
     check(&["3.11"], "-m daphne --verbosity 0 --port {port} django_shop:application", DJANGO, false);
+}
+
+#[test]
+fn aiohttp() {
+    check(&["3.11"], "aiohttp_shop.py {port}", AIOHTTP, true);
+}
+
+#[test]
+fn aiohttp_as_a_worker_of_gunicorn() {
+    let arguments = "-m gunicorn --worker-class aiohttp.GunicornWebWorker --bind 127.0.0.1:{port} aiohttp_shop:app";
+    check(&["3.11"], arguments, AIOHTTP, true);
+}
+
+#[test]
+fn tornado_with_flask_below() {
+    check(&["3.11"], "tornado_shop.py {port}", TORNADO, true);
 }
