@@ -15,13 +15,17 @@ use crate::analyze::evidence::{
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
 use crate::symbols::{self, Minor};
-use crate::target::limit;
+use crate::target::memory::Look;
+use crate::target::{limit, memory};
 
 /// Reads a table and asks the process, where it still runs, what its table can't know. `limit_bytes` is the limit that
 /// was in force when the run began.
 pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Failure> {
     let bytes = read(&table.path, MOST_BYTES as u64)?;
-    let mut worker = decode(&bytes).map_err(|refusal| refused(&table.path, &refusal))?;
+    let refuse = |refusal| refused(&table.path, &refusal);
+    let header = reader::header(&bytes).map_err(refuse)?;
+    let look = look(table, &header).or_else(|| table.last_look());
+    let mut worker = decode_beside(&bytes, look.as_ref()).map_err(refuse)?;
     worker.limit_bytes = limit_bytes;
     if let Some(resident) = table.process.resident() {
         worker.alive = true;
@@ -32,6 +36,14 @@ pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Fai
     Ok(worker)
 }
 
+/// Looks at the memory of the process that writes a table; `None` where it has ended, or where we may not.
+pub fn look(table: &TableFile, header: &Header) -> Option<Look> {
+    let [_, minor, ..] = header.python_version.to_be_bytes();
+    let look = memory::look(table.process.pid, minor)?;
+    // A process that ended meanwhile may have left its id to another one.
+    table.process.is_alive().then_some(look)
+}
+
 /// Reads a table's first page: enough to list it.
 pub fn header(path: &Path) -> Result<Header, Failure> {
     let bytes = read(path, HEADER_BYTES as u64)?;
@@ -40,6 +52,11 @@ pub fn header(path: &Path) -> Result<Header, Failure> {
 
 /// What the bytes of a table say, as of a process that has ended.
 pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
+    decode_beside(bytes, None)
+}
+
+/// The same beside what was seen of the process's memory.
+fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
     let snapshot = Snapshot::read(bytes)?;
     let header = &snapshot.header;
     let requests = count(header.requests);
@@ -64,7 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
         command: printable(&snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" ")),
         requests,
         stacks: stacks(&snapshot, minor),
-        samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests)).collect(),
+        samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
         peaks: snapshot.peaks.iter().filter_map(|(record, stack)| peak(record, *stack, &routes)).collect(),
         routes,
         full_collections: snapshot
@@ -80,6 +97,7 @@ pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
         rss_bytes: count(header.rss_bytes),
         rss_peak_bytes: count(header.rss_peak_bytes),
         limit_bytes: None,
+        ledger: look.map(|look| look.ledger.clone()),
     })
 }
 
@@ -126,7 +144,7 @@ fn route(raw: &RawRoute) -> Route {
 }
 
 /// `routes` was read a moment before: what has happened in between is seen by the next reader.
-fn sample(raw: &RawSample, routes: &[Route], requests: u64) -> Sample {
+fn sample(raw: &RawSample, routes: &[Route], requests: u64, look: Option<&Look>) -> Sample {
     let record = &raw.record;
     let owner = match record.owner {
         layout::OWNER_NONE => Owner::Unattributed,
@@ -145,6 +163,7 @@ fn sample(raw: &RawSample, routes: &[Route], requests: u64) -> Sample {
         growth: record.flags & layout::FLAG_GROWTH != 0,
         recycled: record.flags & layout::FLAG_RECYCLED != 0,
         phase: Phase::ALL[(record.flags >> layout::PHASE_SHIFT & 3) as usize],
+        pins: look.is_some_and(|look| look.pins(record.address)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! <dir>/agent-0123456789abcdef.so
 //! <dir>/run-1795270000-4711/run.json
 //! <dir>/run-1795270000-4711/4712-815.leakline      process id and start, see `Identity`
+//! <dir>/run-1795270000-4711/4712-815.look          see `watch`
 //! ```
 //!
 //! Names, paths and code in here are of interest to others, and the agent is loaded from here into servers: so the
@@ -21,9 +22,13 @@ use crate::failure::{Exit, Failure};
 use crate::target::process::{self, Identity};
 
 mod upkeep;
+mod watch;
+
+pub use watch::Watch;
 
 const RECORD: &str = "run.json";
-const TABLE: &str = "leakline";
+/// How the names of tables end.
+pub const TABLE: &str = "leakline";
 
 /// The folder of all runs.
 #[derive(Clone, Debug)]

@@ -2,5 +2,6 @@
 pub mod agent;
 pub mod launch;
 pub mod limit;
+pub mod memory;
 pub mod process;
 pub mod python;

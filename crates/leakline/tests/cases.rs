@@ -107,9 +107,19 @@ fn check(name: &str) {
             }),
             _ => None,
         };
+        adds_up(&server.report()).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
         let report = server.stop();
         compare(&expected, kept, &report).unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
         fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+/// Whatever a server does, its resident memory is accounted for, but for three percent.
+fn adds_up(report: &Value) -> Result<(), String> {
+    let ledger = &report["rss"]["ledger"];
+    match (ledger["residual"].as_i64(), ledger["resident"].as_u64()) {
+        (Some(residual), Some(resident)) if residual.unsigned_abs() as f64 <= resident as f64 * 0.03 => Ok(()),
+        _ => Err(format!("the ledger does not add up: {ledger:#}")),
     }
 }
 

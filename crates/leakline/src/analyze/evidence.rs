@@ -1,5 +1,8 @@
 //! What the analysis is given: the samples, routes and history of each worker, with every stack already resolved to
 //! files, functions and lines. Plain data, no I/O, no identifiers of a process's memory.
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
 
 /// The outcome of a request, as far as the agent could tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +129,8 @@ pub struct Sample {
     pub recycled: bool,
     /// What its request was doing.
     pub phase: Phase,
+    /// It lies in an area of memory that is mostly free, and keeps the allocator from giving that back.
+    pub pins: bool,
 }
 
 /// What one request held at its highest; kept for the requests that held most.
@@ -174,6 +179,66 @@ pub struct Loss {
     pub count: u64,
 }
 
+/// What an allocator has of the system, resident bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Given away.
+    pub used: u64,
+    /// Kept for later.
+    pub free: u64,
+}
+
+impl AddAssign for Kept {
+    fn add_assign(&mut self, other: Self) {
+        self.used += other.used;
+        self.free += other.free;
+    }
+}
+
+/// Where a worker's resident memory was at one moment, bytes. Only resident pages count, also within blocks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// When, seconds since the Unix epoch.
+    pub time: f64,
+    /// The resident set, as the kernel counts it.
+    pub resident: u64,
+    /// Small objects: pymalloc.
+    pub python: Kept,
+    /// Each arena of malloc.
+    pub arenas: Vec<Kept>,
+    /// Blocks that malloc has mapped by themselves, which are large. They are given back when they are freed.
+    pub chunks: u64,
+    /// Mapped directly, by libraries or by allocators that are not known.
+    pub mapped: u64,
+    /// Threads' stacks.
+    pub stacks: u64,
+    /// Programs and libraries, with their data.
+    pub files: u64,
+    /// Shared with other processes.
+    pub shared: u64,
+    /// leakline's own.
+    pub agent: u64,
+    /// What `malloc_trim(0)` would give back: the whole pages of free chunks.
+    pub trim_would_return: u64,
+}
+
+impl Ledger {
+    /// What malloc has of the system.
+    pub fn native(&self) -> Kept {
+        let mut sum = Kept { used: self.chunks, free: 0 };
+        self.arenas.iter().for_each(|arena| sum += *arena);
+        sum
+    }
+
+    /// What is missing from the parts, or is there twice: the process went on while it was looked at, and a heap that
+    /// changed under the eye is in none of them.
+    pub fn residual(&self) -> i64 {
+        let allocators = [self.python, self.native()].iter().map(|kept| kept.used + kept.free).sum::<u64>();
+        let others = self.mapped + self.stacks + self.files + self.shared + self.agent;
+        self.resident as i64 - (allocators + others) as i64
+    }
+}
+
 /// One worker process.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Worker {
@@ -215,6 +280,8 @@ pub struct Worker {
     pub rss_peak_bytes: u64,
     /// The memory limit that would kill it (cgroup's or the host's), bytes, where one is known.
     pub limit_bytes: Option<u64>,
+    /// Where its resident memory is (or was when it was last looked at).
+    pub ledger: Option<Ledger>,
 }
 
 /// Everything that a report is made from.

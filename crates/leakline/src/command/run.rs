@@ -2,13 +2,14 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::{Global, report, say};
 use crate::failure::Failure;
-use crate::runs::{Run as Recorded, Runs};
+use crate::runs::{Run as Recorded, Runs, Watch};
 use crate::target::agent::Source;
 use crate::target::launch::{Ended, Environment, Recording, Server};
 use crate::target::limit;
@@ -52,7 +53,7 @@ impl Run {
             // A server that would have started must start on a full disk, too.
             Err(failure) if failure.is_no_room() => {
                 say(&format!("{failure}. The server runs without the agent"));
-                return Ok(Server::start(&self.command, &[])?.wait(|| ())?.code().into());
+                return Ok(Server::start(&self.command, &[])?.wait(|| Duration::from_secs(3600))?.code().into());
             }
             prepared => prepared?,
         };
@@ -67,11 +68,8 @@ impl Run {
         if let Some(identity) = Identity::of(server.pid()) {
             note(run.started_as(identity));
         }
-        let ended = server.wait(|| {
-            if let Ok(run) = Recorded::open(&run.folder) {
-                run.keep_latest();
-            }
-        })?;
+        let mut watch = Watch::new(&run);
+        let ended = server.wait(|| watch.look())?;
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
         Ok(ended.code().into())

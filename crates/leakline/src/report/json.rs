@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::ledger::Ledger;
 use crate::analyze::decision::Garbage;
 use crate::analyze::evidence::{Evidence, Frame, Outcome, Phase, Worker};
 use crate::analyze::{self, Analysis, Balloon, Grown, Kind, Origin, Reached};
@@ -93,10 +94,10 @@ pub struct Rss {
     pub peak: u64,
     /// The limit that would kill them.
     pub limit: Option<u64>,
-    /// Where it is.
-    pub ledger: Unknown,
-    /// What `malloc_trim` would give back.
-    pub trim_would_return: Unknown,
+    /// Where it is, or was when it was last looked at; null where nobody could look.
+    pub ledger: Option<Ledger>,
+    /// What `malloc_trim(0)` would give back.
+    pub trim_would_return: Option<u64>,
 }
 
 /// What schema 1 has a place for and nothing measures yet: null.
@@ -313,13 +314,15 @@ fn basis(evidence: &Evidence, analysis: &Analysis) -> Basis {
 fn rss(evidence: &Evidence) -> Rss {
     let workers = || evidence.workers.iter();
     let any_lives = workers().any(|worker| worker.alive);
+    let ledgers = workers().filter(|worker| worker.alive || !any_lives).filter_map(|worker| worker.ledger.as_ref());
+    let ledger = Ledger::sum(ledgers);
     Rss {
         start: workers().filter_map(|worker| worker.ticks.first()).map(|tick| tick.rss_bytes).sum(),
         now: workers().filter(|worker| worker.alive || !any_lives).map(|worker| worker.rss_bytes).sum(),
         peak: workers().map(|worker| worker.rss_peak_bytes).sum(),
         limit: workers().filter_map(|worker| worker.limit_bytes).min(),
-        ledger: Unknown,
-        trim_would_return: Unknown,
+        trim_would_return: ledger.as_ref().map(|ledger| ledger.trim_would_return),
+        ledger,
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::json::{Compared, Finding, Line, Report};
+use super::ledger::Ledger;
 
 /// Reads a line of a source file, if it is there to be read.
 pub type Source<'a> = &'a dyn Fn(&str, u32) -> Option<String>;
@@ -242,6 +243,9 @@ impl Page<'_> {
             self.text,
             "Resident {start} at first, {now} now, {peak} at most; {outside} live outside of requests."
         )?;
+        if let Some(ledger) = rss.ledger.as_ref().and_then(Ledger::text) {
+            self.text.push_str(&ledger);
+        }
         let lost: Vec<String> = report
             .evidence
             .lost

@@ -42,6 +42,7 @@ impl Run {
 /// One that can't be deleted does no harm.
 fn forget(table: &TableFile) {
     let _ = fs::remove_file(&table.path);
+    let _ = fs::remove_file(table.look_path());
 }
 
 /// The agent reserves all of a table's blocks when it makes it, so that a full disk can't kill the server. What it never

@@ -8,9 +8,10 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -31,8 +32,6 @@ const FORWARDED: [Signal; 10] = [
     Signal::SIGTTOU,
     Signal::SIGALRM,
 ];
-
-const HALF_A_MINUTE_MS: u16 = 30_000;
 
 /// Variables, by name.
 pub type Environment = Vec<(&'static str, OsString)>;
@@ -141,16 +140,19 @@ impl Server {
         self.pid.as_raw() as u32
     }
 
-    /// Waits for the server's end and passes signals on to it until then. About every half minute it calls
-    /// `meanwhile`.
-    pub fn wait(self, mut meanwhile: impl FnMut()) -> Result<Ended, Failure> {
+    /// Waits for the server's end and passes signals on to it until then. It calls `meanwhile` after a second, and then
+    /// each time after as long as that has asked for.
+    pub fn wait(self, mut meanwhile: impl FnMut() -> Duration) -> Result<Ended, Failure> {
+        let mut next = Instant::now() + Duration::from_secs(1);
         loop {
             if let Some(ended) = self.reap()? {
                 return Ok(ended);
             }
             let mut ready = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut ready, HALF_A_MINUTE_MS) == Ok(0) {
-                meanwhile();
+            // Rounded up, so that it does not end too early and begin again.
+            let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            if poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) == Ok(0) {
+                next = Instant::now() + meanwhile();
                 continue;
             }
             let Some(received) = self.signals.read_signal().map_err(no_signals)? else { continue };

@@ -76,6 +76,7 @@ impl Requests {
             growth: false,
             recycled: false,
             phase: peak.phase,
+            pins: false,
         };
         self.0.samples = self.0.peaks.iter().map(sample).collect();
         self

@@ -166,7 +166,17 @@ impl Server {
             let weight = size as f64 / chance;
             let phase = Phase::Handler;
             let stack = Some(stack);
-            self.samples.push(Some(Sample { stack, weight, size, owner, born, growth, recycled: false, phase }));
+            self.samples.push(Some(Sample {
+                stack,
+                weight,
+                size,
+                owner,
+                born,
+                growth,
+                recycled: false,
+                phase,
+                pins: false,
+            }));
             block.slots.push(self.samples.len() - 1);
         }
     }

@@ -1,0 +1,60 @@
+//! Programs with holes in their memory are looked at from outside, and the ledger is compared with what their own
+//! allocators say, and with what malloc_trim really gives back.
+mod harness;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use leakline::target::memory;
+
+/// What an interpreter allocates between its answer and our look, and what it frees, bytes.
+const MEANWHILE: f64 = 256e3;
+
+fn near(what: &str, found: u64, said: f64, within: f64) {
+    let found = found as f64;
+    let allowed = said * within + MEANWHILE;
+    assert!((found - said).abs() <= allowed, "{what}: {found} were seen, and it says {said} (± {allowed})");
+}
+
+fn check(version: &str, threads: usize) {
+    let folder = harness::root().join("crates/leakline/tests");
+    let Some(python) = harness::python(version, &folder.join("servers/requirements.txt")) else { return };
+    let mut program = Command::new(python)
+        .arg(folder.join("ledger/keeps.py"))
+        .arg(threads.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    let mut said =
+        || -> Vec<f64> { lines.next().unwrap().unwrap().split(' ').map(|number| number.parse().unwrap()).collect() };
+    let [minor, python_used, native_used, native_free] = said()[..] else { panic!("three numbers were to come") };
+    let ledger = memory::look(program.id(), minor as u8).expect("a child may be looked at").ledger;
+    program.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let [returned] = said()[..] else { panic!("one number was to come") };
+    // The program ends when there is nothing more to read.
+    drop(program.stdin.take());
+    assert!(program.wait().unwrap().success());
+
+    let of = |what: &str| format!("{what} on {version} with {threads} threads, {ledger:?}");
+    near(&of("python used"), ledger.python.used, python_used, 0.01);
+    let native = ledger.native();
+    near(&of("native used"), native.used, native_used, 0.01);
+    // Of what is free, the ends of arenas have never been touched: 128 KiB at most each.
+    let untouched = (ledger.arenas.len() * 131_072) as f64;
+    near(&of("native free"), native.free, native_free - untouched / 2.0, untouched / native_free);
+    assert!(ledger.arenas.len() > threads, "{}", of("too few arenas"));
+    assert!(ledger.python.free > 10_000_000 && native.free > 10_000_000, "{}", of("no holes"));
+    near(&of("malloc_trim"), ledger.trim_would_return, returned, 0.01);
+    assert!(ledger.residual().unsigned_abs() < ledger.resident / 100, "{}", of("the residual"));
+    assert!(ledger.files > 1_000_000 && ledger.stacks > 10_000, "{}", of("files and stacks"));
+}
+
+#[test]
+fn the_ledger_agrees_with_the_allocators() {
+    check("3.8", 0);
+    check("3.11", 2);
+    check("3.13", 3);
+    check("system", 7);
+}
