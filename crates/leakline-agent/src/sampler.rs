@@ -16,7 +16,8 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 
 /// Bytes that are still to pass until a sample. Threads that pass at the same moment may lose each other's bytes: a
-/// little too few samples are better than a locked bus in every malloc.
+/// little too few samples are better than a locked bus in every malloc. The hooks' instructions lower it by themselves.
+#[repr(transparent)]
 pub(crate) struct Countdown(AtomicI64);
 
 /// Never runs out.
@@ -171,11 +172,11 @@ pub(crate) fn small_growth(address: usize, added: usize, block: usize, flags: u8
 /// The small countdown ran out, but no sample is to be taken: it is drawn anew.
 #[cold]
 pub(crate) fn pass_over(bytes: usize) {
-    if let Some(mut recorder) = recorder::enter() {
-        if !note_mark(&mut recorder, bytes) {
-            let interval = recorder.writer().map_or(FIRST_INTERVAL, |writer| writer.interval_bytes());
-            SMALL.set(draw(&recorder, interval));
-        }
+    if let Some(mut recorder) = recorder::enter()
+        && !note_mark(&mut recorder, bytes)
+    {
+        let interval = recorder.writer().map_or(FIRST_INTERVAL, |writer| writer.interval_bytes());
+        SMALL.set(draw(&recorder, interval));
     }
 }
 

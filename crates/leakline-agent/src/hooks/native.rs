@@ -5,13 +5,15 @@
 
 use crate::recorder::{self, FILTER};
 use crate::sampler::{self, LARGE};
-use leakline_table::writer::Transit;
+use leakline_table::writer::{Filter, Transit};
+use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 type Pointer = *mut c_void;
 
 /// A function of the allocator below, looked up at its first call: until then the cell holds a function that does so.
+#[repr(transparent)]
 struct Next<F>(AtomicPtr<c_void>, std::marker::PhantomData<F>);
 
 impl<F: Copy> Next<F> {
@@ -104,20 +106,24 @@ fn pass(block: Pointer, bytes: usize) -> Pointer {
 }
 
 /// See malloc(3).
+#[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc(bytes: usize) -> Pointer {
-    if LARGE.pass(bytes) {
-        return malloc_due(bytes);
-    }
-    // SAFETY: the caller's own call, handed on; so everywhere below.
-    unsafe { MALLOC.get()(bytes) }
+    naked_asm!(
+        "sub qword ptr [rip + {countdown}], rdi",
+        "js {due}",
+        "jmp qword ptr [rip + {next}]",
+        countdown = sym LARGE,
+        due = sym malloc_due,
+        next = sym MALLOC,
+    )
 }
 
-/// A function of its own, so that the other way through malloc needs no stack.
+/// malloc where the countdown has run out.
 #[cold]
 #[inline(never)]
 extern "C" fn malloc_due(bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: the caller's own call, handed on; so everywhere below.
     let block = unsafe { MALLOC.get()(bytes) };
     if !block.is_null() {
         sampler::large(block as usize, bytes);
@@ -128,17 +134,31 @@ extern "C" fn malloc_due(bytes: usize) -> Pointer {
 /// See calloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn calloc(count: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc. A product that overflows makes the call fail.
+    // SAFETY: as in malloc_due. A product that overflows makes the call fail.
     pass(unsafe { CALLOC.get()(count, bytes) }, count.wrapping_mul(bytes))
 }
 
 /// See free(3).
+#[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(block: Pointer) {
-    if FILTER.may_hold(block as usize) {
-        recorder::freed(block as usize);
-    }
-    // SAFETY: as in malloc.
+    naked_asm!(
+        jump_if_tracked!("edi"),
+        "jmp qword ptr [rip + {next}]",
+        spread = const Filter::SPREAD,
+        shift = const Filter::SHIFT,
+        filter = sym FILTER,
+        tracked = sym free_tracked,
+        next = sym FREE,
+    )
+}
+
+/// free of a block that may be sampled.
+#[cold]
+#[inline(never)]
+extern "C" fn free_tracked(block: Pointer) {
+    recorder::freed(block as usize);
+    // SAFETY: as in malloc_due.
     unsafe { FREE.get()(block) }
 }
 
@@ -146,15 +166,15 @@ pub unsafe extern "C" fn free(block: Pointer) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
     if block.is_null() {
-        // SAFETY: as in malloc; realloc of null is malloc.
+        // SAFETY: as in malloc_due; realloc of null is malloc.
         return pass(unsafe { REALLOC.get()(block, bytes) }, bytes);
     }
     // SAFETY: `block` is a block of the allocator below, as the caller of realloc promises.
     let before = unsafe { USABLE_SIZE.get()(block) };
-    if FILTER.may_hold(block as usize) {
-        if let Some(transit) = sampler::depart(block as usize) {
-            return resize_sampled(transit, block, bytes);
-        }
+    if FILTER.may_hold(block as usize)
+        && let Some(transit) = sampler::depart(block as usize)
+    {
+        return resize_sampled(transit, block, bytes);
     }
     // Only here: the growth of a sampled block is recorded for certain, and what is recorded for certain must not also
     // bring the next sample nearer.
@@ -162,7 +182,7 @@ pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
     if LARGE.pass(added) {
         return grow(block, added, bytes);
     }
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     unsafe { REALLOC.get()(block, bytes) }
 }
 
@@ -170,7 +190,7 @@ pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
 #[cold]
 #[inline(never)]
 fn resize_sampled(transit: Transit, block: Pointer, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     let moved = unsafe { REALLOC.get()(block, bytes) };
     if bytes == 0 && moved.is_null() {
         sampler::give_up(transit);
@@ -186,7 +206,7 @@ fn resize_sampled(transit: Transit, block: Pointer, bytes: usize) -> Pointer {
 #[cold]
 #[inline(never)]
 fn grow(block: Pointer, added: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     let moved = unsafe { REALLOC.get()(block, bytes) };
     if added > 0 && !moved.is_null() {
         sampler::large_growth(moved as usize, added, bytes);
@@ -211,21 +231,21 @@ pub unsafe extern "C" fn reallocarray(block: Pointer, count: usize, bytes: usize
 /// See memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memalign(alignment: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     pass(unsafe { MEMALIGN.get()(alignment, bytes) }, bytes)
 }
 
 /// See aligned_alloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aligned_alloc(alignment: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     pass(unsafe { ALIGNED_ALLOC.get()(alignment, bytes) }, bytes)
 }
 
 /// See posix_memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(into: *mut Pointer, alignment: usize, bytes: usize) -> c_int {
-    // SAFETY: as in malloc; on success `into` holds the block.
+    // SAFETY: as in malloc_due; on success `into` holds the block.
     unsafe {
         let result = POSIX_MEMALIGN.get()(into, alignment, bytes);
         if result == 0 {
@@ -238,13 +258,13 @@ pub unsafe extern "C" fn posix_memalign(into: *mut Pointer, alignment: usize, by
 /// See valloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valloc(bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     pass(unsafe { VALLOC.get()(bytes) }, bytes)
 }
 
 /// See pvalloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pvalloc(bytes: usize) -> Pointer {
-    // SAFETY: as in malloc.
+    // SAFETY: as in malloc_due.
     pass(unsafe { PVALLOC.get()(bytes) }, bytes)
 }

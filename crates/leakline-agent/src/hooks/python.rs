@@ -7,20 +7,24 @@ use crate::python::api::{Allocator, Api, DOMAIN_MEM, DOMAIN_OBJ};
 use crate::recorder::{self, FILTER};
 use crate::sampler::{self, LARGE, SMALL};
 use leakline_table::layout::{FLAG_OBJECT, FLAG_SMALL};
+use leakline_table::writer::Filter;
+use std::arch::naked_asm;
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
+use std::mem::{MaybeUninit, offset_of};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Pointer = *mut c_void;
 
-/// What served a domain before us. The hooks get its `ctx`, not one of ours, so that they reach it without a detour.
-struct Original(UnsafeCell<Option<Allocator>>);
+/// What served the domains before us: `mem`, then `obj`. The hooks get its `ctx`, not one of ours, so that they reach it
+/// without a detour.
+#[repr(transparent)]
+struct Originals(UnsafeCell<MaybeUninit<[Allocator; 2]>>);
 
-// SAFETY: the original is written once, with the GIL held, before the hooks are installed that read it.
-unsafe impl Sync for Original {}
+// SAFETY: written once, with the GIL held, before the hooks are installed that read it.
+unsafe impl Sync for Originals {}
 
-static MEM: Original = Original(UnsafeCell::new(None));
-static OBJ: Original = Original(UnsafeCell::new(None));
+static ORIGINALS: Originals = Originals(UnsafeCell::new(MaybeUninit::uninit()));
 
 /// The largest block that the allocator serves without malloc, bytes: pymalloc's 512, less what a debug build of the
 /// allocator adds; 0 under PYTHONMALLOC=malloc, where malloc's hooks see everything and these are not installed.
@@ -31,22 +35,24 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 /// # Safety
 /// The caller holds the GIL; called once.
 pub(crate) unsafe fn install(api: &Api) {
-    // SAFETY: the caller holds the GIL, so nobody allocates in these domains meanwhile; both Domains are static.
+    // SAFETY: the caller holds the GIL, so nobody allocates in these domains meanwhile.
     unsafe {
-        for (number, cell) in [(DOMAIN_MEM, &MEM), (DOMAIN_OBJ, &OBJ)] {
-            let mut original = std::mem::MaybeUninit::<Allocator>::uninit();
-            (api.get_allocator)(number, original.as_mut_ptr());
-            let original = original.assume_init();
-            let largest = largest_without_malloc(&original);
-            if largest == 0 {
-                return;
-            }
-            LARGEST.store(largest, Ordering::Relaxed);
-            *cell.0.get() = Some(original);
-            let mut hooks =
-                if number == DOMAIN_OBJ { hooks::<true>(original.ctx) } else { hooks::<false>(original.ctx) };
-            (api.set_allocator)(number, &mut hooks);
+        let original = |domain| {
+            let mut original = MaybeUninit::uninit();
+            (api.get_allocator)(domain, original.as_mut_ptr());
+            original.assume_init()
+        };
+        let originals = [original(DOMAIN_MEM), original(DOMAIN_OBJ)];
+        let [mem, obj] = originals.each_ref().map(|original| largest_without_malloc(original));
+        // Nobody serves one of them by malloc and the other one otherwise; if somebody did, we would see less than all.
+        let largest = mem.min(obj);
+        if largest == 0 {
+            return;
         }
+        LARGEST.store(largest, Ordering::Relaxed);
+        (*ORIGINALS.0.get()).write(originals);
+        (api.set_allocator)(DOMAIN_MEM, &mut hooks::<false>(originals[0].ctx));
+        (api.set_allocator)(DOMAIN_OBJ, &mut hooks::<true>(originals[1].ctx));
     }
 }
 
@@ -91,56 +97,82 @@ unsafe fn largest_without_malloc(allocator: &Allocator) -> usize {
 /// The hooks of the domain are installed.
 #[inline(always)]
 unsafe fn original<const OBJECT: bool>() -> &'static Allocator {
-    let cell = if OBJECT { &OBJ } else { &MEM };
-    // SAFETY: `install` writes the cell before it installs the hooks, and nobody writes it later.
-    unsafe { (*cell.0.get()).as_ref().unwrap_unchecked() }
+    // SAFETY: `install` writes the originals before it installs the hooks, and nobody writes them later.
+    unsafe { &(*ORIGINALS.0.get()).assume_init_ref()[OBJECT as usize] }
 }
 
-// The hooks count all bytes, also those of blocks that are too large for pymalloc. Where the countdown runs out within
-// such a block, no sample is taken and the countdown is drawn anew; since it has no memory, that changes nothing for the
-// small blocks, and saves a comparison in every allocation. What happens seldom is a function of its own, so that the
-// rest needs no stack: malloc is 6 instructions more than without us, free 9.
+/// Where the original of a domain lies in [`ORIGINALS`], bytes.
+const fn offset<const OBJECT: bool>() -> usize {
+    OBJECT as usize * size_of::<Allocator>()
+}
 
+// The countdown is lowered by all bytes, also by those of blocks that are too large for pymalloc. Where it runs out
+// within such a block, no sample is taken and the countdown is drawn anew; since it has no memory, that changes nothing
+// for the small blocks, and saves a comparison in every allocation.
+
+#[unsafe(naked)]
 unsafe extern "C" fn malloc<const OBJECT: bool>(ctx: Pointer, bytes: usize) -> Pointer {
-    if SMALL.pass(bytes) {
-        // SAFETY: the caller's own call, handed on; so in all four.
-        return unsafe { malloc_due::<OBJECT>(ctx, bytes) };
-    }
-    // SAFETY: as above.
-    unsafe { (original::<OBJECT>().malloc)(ctx, bytes) }
+    naked_asm!(
+        "sub qword ptr [rip + {countdown}], rsi",
+        "js {due}",
+        "jmp qword ptr [rip + {originals} + {malloc}]",
+        countdown = sym SMALL,
+        due = sym malloc_due::<OBJECT>,
+        originals = sym ORIGINALS,
+        malloc = const offset::<OBJECT>() + offset_of!(Allocator, malloc),
+    )
 }
 
+#[unsafe(naked)]
 unsafe extern "C" fn calloc<const OBJECT: bool>(ctx: Pointer, count: usize, bytes: usize) -> Pointer {
-    // A product that overflows makes the call fail.
-    let all = count.wrapping_mul(bytes);
-    if SMALL.pass(all) {
-        // SAFETY: as in malloc.
-        return unsafe { calloc_due::<OBJECT>(ctx, count, bytes) };
-    }
-    // SAFETY: as in malloc.
-    unsafe { (original::<OBJECT>().calloc)(ctx, count, bytes) }
+    naked_asm!(
+        // A product that overflows makes the call fail.
+        "mov rax, rdx",
+        "imul rax, rsi",
+        "sub qword ptr [rip + {countdown}], rax",
+        "js {due}",
+        "jmp qword ptr [rip + {originals} + {calloc}]",
+        countdown = sym SMALL,
+        due = sym calloc_due::<OBJECT>,
+        originals = sym ORIGINALS,
+        calloc = const offset::<OBJECT>() + offset_of!(Allocator, calloc),
+    )
 }
 
+#[unsafe(naked)]
 unsafe extern "C" fn free<const OBJECT: bool>(ctx: Pointer, block: Pointer) {
-    if FILTER.may_hold(block as usize) {
-        recorder::freed(block as usize);
-    }
-    // SAFETY: as in malloc.
-    unsafe { (original::<OBJECT>().free)(ctx, block) }
+    naked_asm!(
+        jump_if_tracked!("esi"),
+        "jmp qword ptr [rip + {originals} + {free}]",
+        spread = const Filter::SPREAD,
+        shift = const Filter::SHIFT,
+        filter = sym FILTER,
+        tracked = sym free_tracked::<OBJECT>,
+        originals = sym ORIGINALS,
+        free = const offset::<OBJECT>() + offset_of!(Allocator, free),
+    )
 }
 
+/// A large block is seen by malloc's realloc, or by its malloc where pymalloc hands a block over that has grown.
+#[unsafe(naked)]
 unsafe extern "C" fn realloc<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
-    if FILTER.may_hold(block as usize) {
-        // SAFETY: as in malloc.
-        return unsafe { resize_tracked::<OBJECT>(ctx, block, bytes) };
-    }
-    if bytes <= LARGEST.load(Ordering::Relaxed) && SMALL.pass(bytes) {
-        // SAFETY: as in malloc.
-        return unsafe { grow::<OBJECT>(ctx, block, bytes) };
-    }
-    // A large block is seen by malloc's realloc, or by its malloc where pymalloc hands a block over that has grown.
-    // SAFETY: as in malloc.
-    unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) }
+    naked_asm!(
+        jump_if_tracked!("esi"),
+        "cmp rdx, qword ptr [rip + {largest}]",
+        "ja 2f",
+        "sub qword ptr [rip + {countdown}], rdx",
+        "js {due}",
+        "2: jmp qword ptr [rip + {originals} + {realloc}]",
+        spread = const Filter::SPREAD,
+        shift = const Filter::SHIFT,
+        filter = sym FILTER,
+        tracked = sym resize_tracked::<OBJECT>,
+        largest = sym LARGEST,
+        countdown = sym SMALL,
+        due = sym grow::<OBJECT>,
+        originals = sym ORIGINALS,
+        realloc = const offset::<OBJECT>() + offset_of!(Allocator, realloc),
+    )
 }
 
 /// malloc where the countdown has run out.
@@ -169,6 +201,18 @@ unsafe extern "C" fn calloc_due<const OBJECT: bool>(ctx: Pointer, count: usize, 
     block
 }
 
+/// free of a block that may be sampled.
+///
+/// # Safety
+/// As for free.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_tracked<const OBJECT: bool>(ctx: Pointer, block: Pointer) {
+    recorder::freed(block as usize);
+    // SAFETY: the caller's own call, handed on.
+    unsafe { (original::<OBJECT>().free)(ctx, block) }
+}
+
 /// Samples a new block, unless malloc's hook sees it.
 fn born<const OBJECT: bool>(block: Pointer, bytes: usize) {
     if bytes > LARGEST.load(Ordering::Relaxed) {
@@ -188,7 +232,7 @@ const fn flags<const OBJECT: bool>() -> u8 {
 /// As for realloc.
 #[cold]
 #[inline(never)]
-unsafe fn resize_tracked<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
+unsafe extern "C" fn resize_tracked<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
     // SAFETY: the caller's own call, handed on.
     let forward = || unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) };
     if bytes > LARGEST.load(Ordering::Relaxed) {
@@ -224,7 +268,7 @@ unsafe fn resize_tracked<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes
 /// As for realloc.
 #[cold]
 #[inline(never)]
-unsafe fn grow<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
+unsafe extern "C" fn grow<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
     let offset = (bytes as i64 + SMALL.left()).max(0) as usize;
     // SAFETY: a block of pymalloc's, or of malloc's below it, not freed yet.
     let before = if block.is_null() { 0 } else { unsafe { small_size(block as usize) }.unwrap_or(bytes) };

@@ -66,14 +66,25 @@ impl<'a> Carver<'a> {
     }
 }
 
-/// How many cells the filter has.
-const CELLS: usize = 1 << 16;
+/// How many cells the filter has, as a power of two. A table of 32 MiB holds 16,384 samples at most, so that not more than
+/// one free in sixteen asks about a stranger.
+const CELLS_LOG: u32 = 18;
+const CELLS: usize = 1 << CELLS_LOG;
 
 /// A counting filter over the addresses of sampled blocks. Its answer "no" is certain, so that a free of a block that
 /// was never sampled costs one load. A cell that has reached 255 stays there: it can only say "maybe" too often.
+///
+/// Fast paths in assembly ask it by themselves: it is nothing but its cells, a byte each. The cell of an address is
+/// `((address as u32).wrapping_mul(Filter::SPREAD)) >> Filter::SHIFT`, which is (address / 16) modulo the number of cells.
+#[repr(transparent)]
 pub struct Filter([AtomicU8; CELLS]);
 
 impl Filter {
+    /// What an address is multiplied by, to lose the bits above those that choose a cell.
+    pub const SPREAD: u32 = 1 << (u32::BITS - CELLS_LOG - 4);
+    /// How far the product is shifted down, to lose the four bits that are zero in every block's address.
+    pub const SHIFT: u32 = u32::BITS - CELLS_LOG;
+
     /// An empty filter.
     pub const fn new() -> Self {
         Self([const { AtomicU8::new(0) }; CELLS])
@@ -88,7 +99,7 @@ impl Filter {
     /// Blocks are aligned to 16 bytes; neighbours get different cells.
     #[inline(always)]
     fn cell(&self, address: usize) -> &AtomicU8 {
-        &self.0[(address >> 4) % CELLS]
+        &self.0[((address as u32).wrapping_mul(Self::SPREAD) >> Self::SHIFT) as usize]
     }
 
     pub(super) fn add(&self, address: u64) {
