@@ -2,7 +2,7 @@
 //!
 //! A child that is about to become another program (`subprocess`) never gets that far and leaves no table behind.
 
-use crate::{recorder, sampler, table};
+use crate::{recorder, sampler, sockets, table};
 
 /// Asks to be told of forks.
 pub(crate) fn watch() {
@@ -23,4 +23,5 @@ extern "C" fn in_child() {
     table::forget();
     recorder::begin_anew();
     sampler::begin_anew();
+    sockets::begin_anew();
 }

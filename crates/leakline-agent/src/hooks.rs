@@ -1,7 +1,7 @@
-//! What stands between the program and its allocators. The fast paths subtract, test and jump; everything else is in
-//! [`crate::sampler`].
+//! What stands between the program and its allocators, and between it and its sockets. The fast paths subtract, test and
+//! jump; everything else is in [`crate::sampler`] and in [`crate::sockets`].
 //!
-//! The fast paths are instructions of our own, since no compiler makes so few of it. They touch no register that carries
+//! The allocators' fast paths are instructions of our own, since no compiler makes so few of it. They touch no register that carries
 //! an argument, and jump to a function with the same arguments. malloc is 3 instructions more than without us, free 6.
 
 /// Jumps to `tracked` if the filter may hold the block in that register. Takes rax and rcx.
@@ -21,3 +21,4 @@ macro_rules! jump_if_tracked {
 
 pub(crate) mod native;
 pub(crate) mod python;
+pub(crate) mod socket;

@@ -3,6 +3,7 @@
 //! ```text
 //! hooks/native   malloc and its family, by LD_PRELOAD ─┐
 //! hooks/python   PyMem obj and mem, 512 bytes or less ─┴► sampler ► recorder (one lock) ► table (leakline-table)
+//! hooks/socket   recv, send and their like ──────────────► sockets ──┘
 //! python/        what is known of CPython: its API, frames, free lists; how the agent gets in
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
 //! fork           a child gets a table of its own
@@ -22,6 +23,7 @@ mod python;
 mod recorder;
 mod requests;
 mod sampler;
+mod sockets;
 mod table;
 
 /// Runs when the dynamic loader has loaded the agent, before the program's `main`.
@@ -31,6 +33,7 @@ static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
     hooks::native::resolve_all();
+    hooks::socket::resolve_all();
     if !config::load() {
         return;
     }

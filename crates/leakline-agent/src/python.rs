@@ -1,12 +1,14 @@
 //! What is known of CPython, and how the agent gets into it.
 
 pub(crate) mod api;
+mod context;
 mod frames;
 pub(crate) mod install;
 mod layout;
 mod life;
 mod text;
 
+pub(crate) use context::Variable;
 pub(crate) use frames::record_stack;
 pub(crate) use install::{Answer, ask_to_install};
 pub(crate) use layout::{pool_bytes, version};

@@ -1,16 +1,20 @@
 //! What the shim calls: a request begins, is named, and ends. The current request is the value of a ContextVar, so it
 //! follows threads, greenlets and tasks as Python itself follows them.
 
+use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
-use crate::python::{self, install};
+use crate::python::{self, Variable, install};
 use crate::{clock, recorder, sampler, table};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, Moment};
 use std::ffi::CStr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// The ContextVar whose value is the handle of the current request.
 static CURRENT: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// The same variable, as a thread finds it that may not hold the GIL.
+static CURRENT_BY_LOADS: OnceLock<Variable> = OnceLock::new();
 /// The integer 0, the value of the variable when the request has ended.
 static ZERO: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// `gc.get_stats`.
@@ -71,6 +75,9 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
             return Err("this Python has no context variables or no collector");
         }
         (api.decref)(gc);
+        let by_loads =
+            Variable::new(api, variable).ok_or("this Python's contexts are not laid out as its version says")?;
+        _ = CURRENT_BY_LOADS.set(by_loads);
         CURRENT.store(variable, Ordering::Relaxed);
         ZERO.store(zero, Ordering::Relaxed);
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
@@ -122,6 +129,12 @@ pub(crate) unsafe fn current(api: &Api) -> u64 {
         (api.decref)(value);
         handle
     }
+}
+
+/// The same for a thread that may not hold the GIL; CPython gives it up around every call that may wait.
+pub(crate) fn current_of(thread: ThreadState) -> u64 {
+    // SAFETY: callers pass their own thread state.
+    CURRENT_BY_LOADS.get().map_or(0, |variable| unsafe { variable.value(thread) })
 }
 
 /// # Safety

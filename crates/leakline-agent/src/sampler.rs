@@ -9,7 +9,7 @@
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
-use crate::{clock, config, message, requests, table};
+use crate::{clock, config, message, requests, sockets, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
 use leakline_table::writer::{Birth, Random, Transit};
 use std::cell::UnsafeCell;
@@ -118,6 +118,7 @@ pub(crate) fn await_interpreter() {
 /// Begins to sample; the hooks are in place.
 pub(crate) fn start() {
     STATE.store(RUNNING, Ordering::Relaxed);
+    sockets::start();
     SMALL.set(0);
     LARGE.set(0);
 }
@@ -125,6 +126,7 @@ pub(crate) fn start() {
 /// Gives up: nothing will be sampled in this process.
 pub(crate) fn stop() {
     STATE.store(IDLE, Ordering::Relaxed);
+    sockets::stop();
     SMALL.set(FOREVER);
     LARGE.set(FOREVER);
 }
@@ -231,7 +233,7 @@ fn on_whose_behalf(api: &Api, access: Access) -> (Option<ThreadState>, u64) {
     match access {
         // SAFETY: this thread holds the GIL of the main interpreter.
         Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
-        Access::FramesOnly(thread) => (Some(thread), 0),
+        Access::FramesOnly(thread) => (Some(thread), requests::current_of(thread)),
         Access::None => (None, 0),
     }
 }

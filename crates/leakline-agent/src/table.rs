@@ -22,6 +22,13 @@ const COMMAND_BYTES: usize = 4096;
 /// The process that the table belongs to, 0 for none: a vforked or cloned child that shares our memory must not write.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
+/// Is the memory of this process its own? A vforked child works in its parent's.
+pub(crate) fn is_of_this_process() -> bool {
+    let owner = OWNER.load(Ordering::Relaxed);
+    // SAFETY: has no preconditions.
+    owner == 0 || owner == unsafe { libc::getpid() as u32 }
+}
+
 /// Does this process have a table?
 pub(crate) fn exists() -> bool {
     OWNER.load(Ordering::Relaxed) != 0
@@ -199,9 +206,21 @@ impl<const N: usize> Text<N> {
         self.put(&digits[at..]);
     }
 
+    /// The text, as far as it fitted.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
     /// The text as a C string; `None` where it did not fit.
     pub(crate) fn c_str(&mut self) -> Option<&CStr> {
         self.put(&[0]);
         (!self.overflown).then(|| CStr::from_bytes_until_nul(&self.bytes).ok()).flatten()
+    }
+}
+
+impl<const N: usize> std::fmt::Write for Text<N> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.put(text.as_bytes());
+        Ok(())
     }
 }

@@ -12,17 +12,18 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 type Pointer = *mut c_void;
 
-/// A function of the allocator below, looked up at its first call: until then the cell holds a function that does so.
+/// A function of the allocator (or the C library) below, looked up at its first call: until then the cell holds a function
+/// that does so.
 #[repr(transparent)]
-struct Next<F>(AtomicPtr<c_void>, std::marker::PhantomData<F>);
+pub(super) struct Next<F>(AtomicPtr<c_void>, std::marker::PhantomData<F>);
 
 impl<F: Copy> Next<F> {
-    const fn new(resolver: *const c_void) -> Self {
+    pub(super) const fn new(resolver: *const c_void) -> Self {
         Self(AtomicPtr::new(resolver.cast_mut()), std::marker::PhantomData)
     }
 
     #[inline(always)]
-    fn get(&self) -> F {
+    pub(super) fn get(&self) -> F {
         const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
         let function = self.0.load(Ordering::Relaxed);
         // SAFETY: the cell holds a function of type F: the resolver at first, then what dlsym found under the name.
@@ -31,7 +32,7 @@ impl<F: Copy> Next<F> {
 
     /// Looks the function up, and says whether there is one; `None` where dlsym itself asks for it.
     #[cold]
-    fn look_up(&self, name: &std::ffi::CStr) -> Option<bool> {
+    pub(super) fn look_up(&self, name: &std::ffi::CStr) -> Option<bool> {
         /// The thread that is in dlsym.
         static RESOLVING: AtomicUsize = AtomicUsize::new(0);
         // SAFETY: has no preconditions.
@@ -50,10 +51,10 @@ impl<F: Copy> Next<F> {
 
     /// `None` where dlsym itself asks for the function that it is to find.
     #[cold]
-    fn resolve(&self, name: &std::ffi::CStr) -> Option<F> {
+    pub(super) fn resolve(&self, name: &std::ffi::CStr) -> Option<F> {
         if !self.look_up(name)? {
-            // No allocator below has this function, yet the program calls it: there is no way on.
-            crate::message::say(&["leakline: no allocator provides ", name.to_str().unwrap_or("?"), "\n"]);
+            // Nobody below has this function, yet the program calls it: there is no way on.
+            crate::message::say(&["leakline: no library provides ", name.to_str().unwrap_or("?"), "\n"]);
             // SAFETY: ends the process.
             unsafe { libc::abort() };
         }
@@ -82,6 +83,8 @@ macro_rules! next {
         $($cell.look_up($name);)*
     }};
 }
+
+pub(super) use next;
 
 next! {
     MALLOC resolve_malloc c"malloc": fn(bytes: usize) -> Pointer;

@@ -76,6 +76,7 @@ api! {
     context_var_new: "PyContextVar_New" => unsafe extern "C" fn(*const c_char, Object) -> Object,
     context_var_get: "PyContextVar_Get" => unsafe extern "C" fn(Object, Object, *mut Object) -> c_int,
     context_var_set: "PyContextVar_Set" => unsafe extern "C" fn(Object, Object) -> Object,
+    hash: "PyObject_Hash" => unsafe extern "C" fn(Object) -> isize,
     long_from: "PyLong_FromUnsignedLongLong" => unsafe extern "C" fn(c_ulonglong) -> Object,
     long_as: "PyLong_AsUnsignedLongLong" => unsafe extern "C" fn(Object) -> c_ulonglong,
     unicode_as_utf8: "PyUnicode_AsUTF8AndSize" => unsafe extern "C" fn(Object, *mut isize) -> *const c_char,

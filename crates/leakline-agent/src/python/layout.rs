@@ -32,6 +32,8 @@ pub(crate) struct Layout {
     /// Minor version of Python 3.
     pub(crate) minor: u32,
     pub(crate) entry: Entry,
+    /// Where a thread state has its context (`PyThreadState.context`).
+    pub(crate) thread_context: usize,
     pub(crate) frame_code: usize,
     pub(crate) frame_previous: usize,
     pub(crate) frame_instruction: Instruction,
@@ -62,6 +64,7 @@ pub(crate) struct Layout {
 const PYTHON_3_8: Layout = Layout {
     minor: 8,
     entry: Entry::Direct(24),
+    thread_context: 240,
     frame_code: 32,
     frame_previous: 24,
     frame_instruction: Instruction::Index(104, 1),
@@ -82,6 +85,7 @@ const PYTHON_3_8: Layout = Layout {
 const PYTHON_3_11: Layout = Layout {
     minor: 11,
     entry: Entry::Through(56, 8),
+    thread_context: 224,
     frame_code: 32,
     frame_previous: 48,
     frame_instruction: Instruction::Pointer(56, 184),
@@ -100,6 +104,7 @@ const PYTHON_3_11: Layout = Layout {
 const PYTHON_3_12: Layout = Layout {
     minor: 12,
     entry: Entry::Through(56, 0),
+    thread_context: 208,
     frame_code: 0,
     frame_previous: 8,
     frame_instruction: Instruction::Pointer(56, 192),
@@ -114,6 +119,7 @@ static LAYOUTS: [Layout; 7] = [
     // The collector's head was a union with a long double; code objects had no positional-only arguments.
     Layout {
         minor: 7,
+        thread_context: 256,
         code_first_line: 36,
         code_file: 96,
         code_function: 104,

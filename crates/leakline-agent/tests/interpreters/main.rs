@@ -6,6 +6,7 @@ mod pythons;
 mod target;
 
 use leakline_table::layout::Loss;
+use leakline_table::reader::Peer;
 use pythons::pythons;
 use std::collections::BTreeMap;
 use std::fs;
@@ -228,6 +229,58 @@ fn other_interpreters_allocate_at_the_same_time() {
         let ran = run(&python, "threads.py", "interpreters", &[SPENDTHRIFT, LARGE_TABLE]);
         assert_eq!(ran.said.len(), 1);
         assert!(ran.folder.table().header.samples_taken > 100);
+    }
+}
+
+/// Not one byte is missing or too many, on whatever thread it passed, and whose it was is known without the GIL.
+#[test]
+fn bytes_over_sockets_are_counted_by_request_and_peer() {
+    for python in pythons() {
+        let ran = run(&python, "sockets.py", "", &[]);
+        let table = ran.folder.table();
+        let mut found = BTreeMap::new();
+        let mut for_nobody = 0;
+        for (record, peer) in &table.sockets {
+            let route = table.routes[record.route as usize].name.trim_start_matches("GET ");
+            let peer = match peer {
+                Peer::Client => "client",
+                Peer::At(address) => address,
+                Peer::Other => "others",
+            };
+            for (way, bytes) in ["read", "written"].into_iter().zip(record.bytes) {
+                if bytes > 0 {
+                    found.insert(format!("{way}|{route}|{}|{peer}", record.outcome), bytes as f64);
+                }
+            }
+            for_nobody += record.read_after_client_left;
+        }
+        // How much the server sent to those who left, it cannot know.
+        found.retain(|key, _| !key.starts_with("written|/drain/<id>|2|client"));
+        let said: BTreeMap<String, f64> = ran.said.into_iter().collect();
+        // Where a thread lost its processor for long with the lock, another one lost what it was about to count.
+        let lost = table.header.lost[Loss::Contention as usize] as f64 * 4e6;
+        assert!(found.keys().eq(said.keys()), "{python:?}: found {found:?}, and it was {said:?}");
+        for ((key, found), said) in found.iter().zip(said.values()) {
+            assert!((found - said).abs() <= lost, "{python:?}: {key}: {found}, and it was {said}");
+        }
+        assert!((for_nobody as f64 - 9e6).abs() <= lost, "{python:?}: {for_nobody} for nobody");
+    }
+}
+
+/// Results, errno, signals, cancelled threads: calls on sockets are as they are without the agent.
+#[test]
+fn calls_on_sockets_are_what_they_were() {
+    let folder = Folder::new();
+    let library = folder.0.join("sockets.so");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O1", "-shared", "-fPIC", "-w", "-o"]).arg(&library).arg(fixture("sockets.c")).arg("-lpthread");
+    assert!(compiler.status().unwrap().success(), "cc, which Rust links with, fails");
+    for python in pythons() {
+        let script = "import ctypes, sys; print('line', ctypes.CDLL(sys.argv[1]).check())";
+        for command in [&mut Command::new(&python), &mut under_agent(&python, &folder.0)] {
+            let said = said(command.args(["-c", script]).arg(&library));
+            assert_eq!(said, [("line".to_owned(), 0.0)], "{python:?}: a line of sockets.c");
+        }
     }
 }
 
