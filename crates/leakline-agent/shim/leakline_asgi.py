@@ -6,6 +6,7 @@ The agent executes this text after `leakline_shim.py`, in a namespace of its own
     native.begin(method, path, True)   begins a request whatever this context serves
     native.current() -> handle         of the current context's request, 0 without one
     native.resume(handle)              makes it the current one of this context
+    native.unsent(file)                what is still to be sent on this socket, its client will not get
 
 A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
 request lasts until the application returns. When its response is complete, what is allocated comes after it.
@@ -77,6 +78,23 @@ def gone_from_hypercorn(receive, send):
 def gone_from_daphne(receive, send):
     # Twisted's name for a connection that was lost before the request was finished.
     return any(getattr(argument, "_disconnected", False) for argument in getattr(send, "args", ()))
+
+
+def instrument_twisted(module):
+    """Tells of a connection that is lost while something is left to send. Twisted writes only as much as the system takes
+    at once, so that the system's answers do not tell."""
+    connection = module.Connection
+    original = connection.connectionLost
+
+    def connectionLost(self, reason):
+        try:
+            if self.connected and (len(self.dataBuffer) > self.offset or self._tempDataBuffer):
+                native.unsent(self.fileno())
+        except Exception:
+            pass
+        original(self, reason)
+
+    native.replace(connection, "connectionLost", connectionLost)
 
 
 def instrument_hypercorn_stream(module):
@@ -172,6 +190,7 @@ native.install(
         "hypercorn.app_wrappers": native.instrument_application("ASGIWrapper", "app", instrumented(gone_from_hypercorn)),
         "hypercorn.protocol.http_stream": instrument_hypercorn_stream,
         "daphne.server": native.instrument_application("Server", "application", instrumented(gone_from_daphne)),
+        "twisted.internet.tcp": instrument_twisted,
         "starlette.routing": instrument_starlette,
         "fastapi.routing": instrument_fastapi,
         "concurrent.futures.thread": instrument_executor,

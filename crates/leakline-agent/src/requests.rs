@@ -4,7 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, recorder, sampler, table};
+use crate::{clock, recorder, sampler, sockets, table};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, Moment};
 use std::ffi::CStr;
@@ -44,7 +44,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 12] = [
+static FUNCTIONS: [MethodDef; 13] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -54,6 +54,7 @@ static FUNCTIONS: [MethodDef; 12] = [
     install::method(c"amend", amend),
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
+    install::method(c"unsent", unsent),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
@@ -301,6 +302,21 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
         if let Some([name]) = arguments(start, count) {
             let name = install::utf8(api, *name);
             recorder::write(|writer| writer.name_server(name));
+        }
+        api.new_none()
+    }
+}
+
+/// `unsent(file)`: what is still to be sent on this socket, its client will not get.
+unsafe extern "C" fn unsent(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([file]) = arguments(start, count) {
+            // A socket that is closed already has the number -1, which long_as refuses.
+            let file = (api.long_as)(*file);
+            (api.err_clear)();
+            sockets::unsent(i32::try_from(file).unwrap_or(-1));
         }
         api.new_none()
     }

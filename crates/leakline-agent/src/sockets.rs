@@ -99,6 +99,15 @@ pub(crate) fn connecting(file: c_int) {
     become_known(file, PEER);
 }
 
+/// What is still to be sent to a client will not be; its server says so before it closes the connection.
+pub(crate) fn unsent(file: c_int) {
+    if let Some(place) = place(file) {
+        if place.state.load(Relaxed) & KIND == CLIENT {
+            place.state.fetch_or(CUT_SHORT, Relaxed);
+        }
+    }
+}
+
 /// A descriptor is about to be closed.
 #[inline(always)]
 pub(crate) fn closing(file: c_int) {

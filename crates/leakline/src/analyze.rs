@@ -4,7 +4,7 @@
 //! [grouped](group) by route and application line; each group is [judged](decision) by the ages of its survivors; a
 //! group that only a leak explains becomes a [finding](finding) with its [rate](rate) and what it [leads to](outlook).
 //! Beside them stand [balloons]: what few requests held at once and gave back, which no survivor tells of.
-//! `docs/decision.md` derives the formulas and gives their measured error rates.
+//! What each route's requests exchanged over [sockets] stands beside all of them. `docs/decision.md` derives the formulas and gives their measured error rates.
 mod balloons;
 pub mod decision;
 mod deposit;
@@ -15,6 +15,7 @@ mod lines;
 mod outlook;
 mod rate;
 mod routes;
+mod sockets;
 mod window;
 
 pub use balloons::{Balloon, Reached};
@@ -22,3 +23,4 @@ pub use finding::{Analysis, Finding, Grown, Kind, Origin, Share, findings};
 pub use outlook::span;
 pub use rate::Rate;
 pub use routes::{RouteTotals, Unattributed};
+pub use sockets::SocketTotals;

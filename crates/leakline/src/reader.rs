@@ -5,12 +5,14 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use leakline_table::layout::{self, HEADER_BYTES, Header, MOST_BYTES, PEAK_BUCKETS, PeakRecord};
+use leakline_table::layout::{
+    self, HEADER_BYTES, Header, MOST_BYTES, PEAK_BUCKETS, PeakRecord, SOCKET_BUCKETS, SocketRecord,
+};
 use leakline_table::reader::{self, Code, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
 use crate::analyze::evidence::{
-    Frame, FullCollection, Loss, Outcome, Owner, Peak, Phase, Route, RouteId, Sample, Served, Settled, StackId, Tick,
-    Worker,
+    Exchanged, Frame, FullCollection, Loss, Outcome, Owner, Passed, Peak, Peer, Phase, Route, RouteId, Sample, Served,
+    Settled, StackId, Tick, Worker,
 };
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
@@ -82,6 +84,7 @@ fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
         requests,
         stacks: stacks(&snapshot, minor),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
+        exchanged: snapshot.sockets.iter().map(|(record, peer)| exchanged(record, peer)).collect(),
         peaks: snapshot.peaks.iter().filter_map(|(record, stack)| peak(record, *stack, &routes)).collect(),
         routes,
         full_collections: snapshot
@@ -178,6 +181,28 @@ fn peak(record: &PeakRecord, stack: Option<u32>, routes: &[Route]) -> Option<Pea
         phase: Phase::ALL[record.phase as usize],
         left_bytes: amount(record.left_bytes),
     })
+}
+
+fn exchanged(record: &SocketRecord, peer: &reader::Peer) -> Exchanged {
+    let passed = |way: usize| Passed {
+        bytes: count(record.bytes[way]),
+        most: count(record.most_bytes[way]),
+        requests: std::array::from_fn(|bucket| record.histograms[way * SOCKET_BUCKETS + bucket].into()),
+    };
+    Exchanged {
+        route: RouteId(record.route),
+        outcome: Outcome::ALL[record.outcome as usize],
+        peer: match peer {
+            reader::Peer::Client => Peer::Client,
+            reader::Peer::At(address) => Peer::At(printable(address)),
+            reader::Peer::Other => Peer::Other,
+        },
+        requests: count(record.requests),
+        read: passed(0),
+        written: passed(1),
+        read_after_client_left: count(record.read_after_client_left),
+        most_after_client_left: count(record.most_after_client_left),
+    }
 }
 
 /// The n-th request of a route and outcome, where such requests have ended.

@@ -11,7 +11,9 @@
 //! # expect: balloon ROUTE when OUTCOME, CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     while PHASE                          what the request was doing
-//!     N bytes at least                     the height of the peak
+//!     N bytes within P %                   the height of the peak
+//!     never when OUTCOME                   no request of that outcome, of which there are some, came near
+//!     N bytes read from the service for nobody     so much at least, by requests whose client had left
 //! ```
 mod harness;
 
@@ -41,7 +43,9 @@ enum Clause {
     Kept { path: String, within: f64 },
     Share(f64),
     While(String),
-    AtLeast(f64),
+    Peak { bytes: f64, within: f64 },
+    Never(String),
+    ReadForNobody(u64),
 }
 
 fn expected(case: &Case) -> Expected {
@@ -77,7 +81,13 @@ fn clause(text: &str) -> Clause {
         }
         ["share", percent, "%"] => Clause::Share(number(percent) / 100.0),
         ["while", phase] => Clause::While(phase.to_owned()),
-        [bytes, "bytes", "at", "least"] => Clause::AtLeast(number(bytes)),
+        [bytes, "bytes", "within", percent, "%"] => {
+            Clause::Peak { bytes: number(bytes), within: number(percent) / 100.0 }
+        }
+        ["never", "when", outcome] => Clause::Never(outcome.to_owned()),
+        [bytes, "bytes", "read", "from", "the", "service", "for", "nobody"] => {
+            Clause::ReadForNobody(number(bytes) as u64)
+        }
         _ => panic!("{text:?} is no clause of an expectation"),
     }
 }
@@ -109,7 +119,9 @@ fn check(name: &str) {
         };
         adds_up(&server.report()).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
         let report = server.stop();
-        compare(&expected, kept, &report).unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
+        let service = service_port.map(|port| format!("127.0.0.1:{port}"));
+        compare(&expected, kept, service.as_deref(), &report)
+            .unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
         fs::remove_dir_all(&folder).unwrap();
     }
 }
@@ -128,14 +140,16 @@ fn adds_up(report: &Value) -> Result<(), String> {
     }
 }
 
-fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(), String> {
+fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report: &Value) -> Result<(), String> {
     let findings = report["findings"].as_array().ok_or("there is no list of findings")?;
     if report["window"]["requests"].as_u64().unwrap_or(0) == 0 {
         return Err("not one request was seen".to_owned());
     }
     let (route, outcome, file, function, clauses) = match expected {
         Expected::Leak { route, outcome, file, function, clauses } => (route, outcome, file, function, clauses),
-        Expected::Balloon { route, outcome, clauses } => return compare_balloon(route, outcome, clauses, findings),
+        Expected::Balloon { route, outcome, clauses } => {
+            return compare_balloon(route, outcome, clauses, service, findings);
+        }
         Expected::None => {
             // That a cache is called a cache is right.
             return match findings.iter().find(|finding| finding["kind"] != "cache") {
@@ -175,14 +189,20 @@ fn compare(expected: &Expected, kept: Option<f64>, report: &Value) -> Result<(),
                     return Err(format!("{route} has {:.1} % of the live bytes", found * 100.0));
                 }
             }
-            Clause::While(_) | Clause::AtLeast(_) => return Err(format!("{clause:?} says nothing about a leak")),
+            _ => return Err(format!("{clause:?} says nothing about a leak")),
         }
     }
     Ok(())
 }
 
 /// A balloon is the only finding, and it is this one.
-fn compare_balloon(route: &str, outcome: &str, clauses: &[Clause], findings: &[Value]) -> Result<(), String> {
+fn compare_balloon(
+    route: &str,
+    outcome: &str,
+    clauses: &[Clause],
+    service: Option<&str>,
+    findings: &[Value],
+) -> Result<(), String> {
     let [finding] = findings else { return Err(format!("{} findings instead of one balloon", findings.len())) };
     for (key, expected) in [("kind", "balloon"), ("route", route), ("outcome", outcome)] {
         if finding[key] != expected {
@@ -193,11 +213,31 @@ fn compare_balloon(route: &str, outcome: &str, clauses: &[Clause], findings: &[V
         match clause {
             Clause::In(package) => passes_through(finding, package)?,
             Clause::While(phase) if finding["phase"] == phase.as_str() => {}
-            Clause::AtLeast(bytes) if finding["peak_bytes"].as_f64().is_some_and(|peak| peak >= *bytes) => {}
+            Clause::Peak { bytes, within } => {
+                near(finding["peak_bytes"].as_f64().unwrap_or(0.0), *bytes, *within, "bytes at the peak")?
+            }
+            Clause::Never(outcome) => {
+                let of_outcome = find(&finding["outcomes"], "outcome", outcome)?;
+                if of_outcome["requests"].as_u64().unwrap_or(0) == 0 || of_outcome["reached"] != 0 {
+                    return Err(format!("{outcome} is not named innocent: {of_outcome}"));
+                }
+            }
+            Clause::ReadForNobody(bytes) => {
+                let socket = find(&finding["sockets"], "peer", service.ok_or("the case has no service")?)?;
+                if socket["after_client_left"].as_u64().unwrap_or(0) < *bytes {
+                    return Err(format!("too little was read for nobody: {socket}"));
+                }
+            }
             _ => return Err(format!("{clause:?} does not hold")),
         }
     }
     Ok(())
+}
+
+/// The one of these objects whose key has this value.
+fn find<'a>(objects: &'a Value, key: &str, value: &str) -> Result<&'a Value, String> {
+    let found = objects.as_array().into_iter().flatten().find(|object| object[key] == value);
+    found.ok_or_else(|| format!("there is no {key} {value} in {objects}"))
 }
 
 fn passes_through(finding: &Value, package: &str) -> Result<(), String> {
@@ -284,7 +324,7 @@ fn the_demo_finds_its_leak() {
     assert!(demo.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&demo.stdout).unwrap();
     let case = Case::all().into_iter().find(|case| case.name == "user-list").unwrap();
-    compare(&expected(&case), None, &report).unwrap_or_else(|error| panic!("{error}\n{said}\n{report:#}"));
+    compare(&expected(&case), None, None, &report).unwrap_or_else(|error| panic!("{error}\n{said}\n{report:#}"));
     for worker in report["target"]["workers"].as_array().unwrap() {
         assert_eq!(worker["alive"], false, "{report:#}");
     }

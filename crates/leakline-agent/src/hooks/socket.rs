@@ -68,7 +68,6 @@ macro_rules! fd_of {
     };
 }
 
-// SAFETY (of each `unsafe` in this table): the call has succeeded with what is looked at.
 counted! {
     /// See recv(2).
     recv: RECV(socket: c_int, into: Bytes, bytes: size_t, flags: c_int) received bytes, if is_taken(flags);
@@ -77,11 +76,17 @@ counted! {
         received bytes, if is_taken(flags);
     /// See recvmsg(2).
     recvmsg: RECVMSG(socket: c_int, message: *mut msghdr, flags: c_int)
-        received unsafe { room((*message).msg_iov, (*message).msg_iovlen) }, if is_taken(flags);
+        received {
+            // SAFETY: the call has succeeded with these parts.
+            unsafe { room((*message).msg_iov, (*message).msg_iovlen) }
+        }, if is_taken(flags);
     /// See read(2).
     read: READ(file: c_int, into: Bytes, bytes: size_t) read_from bytes, if true;
     /// See readv(2).
-    readv: READV(file: c_int, into: *const iovec, count: c_int) read_from unsafe { room(into, count as usize) }, if true;
+    readv: READV(file: c_int, into: *const iovec, count: c_int) read_from {
+            // SAFETY: the call has succeeded with these parts.
+            unsafe { room(into, count as usize) }
+        }, if true;
     /// See send(2).
     send: SEND(socket: c_int, from: Bytes, bytes: size_t, flags: c_int) sent bytes, if true;
     /// See sendto(2).
@@ -89,11 +94,17 @@ counted! {
         sent bytes, if true;
     /// See sendmsg(2).
     sendmsg: SENDMSG(socket: c_int, message: *const msghdr, flags: c_int)
-        sent unsafe { room((*message).msg_iov, (*message).msg_iovlen) }, if true;
+        sent {
+            // SAFETY: the call has succeeded with these parts.
+            unsafe { room((*message).msg_iov, (*message).msg_iovlen) }
+        }, if true;
     /// See write(2).
     write: WRITE(file: c_int, from: Bytes, bytes: size_t) written_to bytes, if true;
     /// See writev(2).
-    writev: WRITEV(file: c_int, from: *const iovec, count: c_int) written_to unsafe { room(from, count as usize) }, if true;
+    writev: WRITEV(file: c_int, from: *const iovec, count: c_int) written_to {
+            // SAFETY: the call has succeeded with these parts.
+            unsafe { room(from, count as usize) }
+        }, if true;
     /// See sendfile(2). The file may end before as much was sent as was asked for.
     sendfile: SENDFILE(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) written_to 0, if true;
     /// The same by the name that it has for large files.

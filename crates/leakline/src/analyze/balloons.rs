@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use super::evidence::{Evidence, Frame, Outcome, Owner, Peak, Phase, Worker};
 use super::lines::Libraries;
+use super::sockets::{SocketTotals, exchanged};
 
 /// A smaller peak is no balloon, bytes.
 const LEAST_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
@@ -72,6 +73,8 @@ pub struct Balloon {
     pub stack: Vec<Frame>,
     /// The share of that stack, 0 to 1.
     pub share: f64,
+    /// What its requests exchanged over sockets, beside what is usual for those that they are compared with.
+    pub sockets: Vec<SocketTotals>,
 }
 
 /// How many requests of an outcome held much at once.
@@ -117,9 +120,11 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
         let chance = chance(reached, requests, reached + reached_else, requests + requests_else);
         if chance <= CHANCE && heights.is_unusual(highest, level, &rest) {
             let confidence = (1.0 - chance).min(MOST_CONFIDENCE);
+            let sockets = exchanged(evidence, &[route.to_owned()], &[outcome], &rest);
             found.push(Balloon {
                 outcome: Some(outcome),
                 confidence,
+                sockets,
                 ..balloon(libraries, heights, highest, &known, &rest)
             });
             others.retain(|other| *other != outcome);
@@ -127,7 +132,8 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
     }
     let known = peaks(evidence, route, &others);
     if let Some(highest) = highest(&known).filter(|one| heights.is_unusual(one, level(one.peak.bytes), &others)) {
-        found.push(balloon(libraries, heights, highest, &known, &others));
+        let sockets = exchanged(evidence, &[route.to_owned()], &others, &others);
+        found.push(Balloon { sockets, ..balloon(libraries, heights, highest, &known, &others) });
     }
     found
 }
@@ -297,6 +303,7 @@ fn balloon(
         site: stack.first().cloned(),
         application: libraries.application(&stack).cloned(),
         share: (peak.top_bytes / peak.bytes).min(1.0),
+        sockets: vec![],
         stack,
     }
 }

@@ -152,6 +152,50 @@ pub struct Peak {
     pub left_bytes: f64,
 }
 
+/// Who is at the other end of a socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Peer {
+    /// At this address: `127.0.0.1:3306`, `/run/mysqld/mysqld.sock`.
+    At(String),
+    /// All whom there was no room to tell apart.
+    Other,
+    /// The server's clients.
+    Client,
+}
+
+/// Bytes that passed one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Passed {
+    /// Of all requests.
+    pub bytes: u64,
+    /// The most of one request.
+    pub most: u64,
+    /// Histogram of the requests: `requests[i]` had fewer bytes than 2^i (and no fewer than 2^(i-1)); the last one has no
+    /// upper bound.
+    pub requests: [u64; 32],
+}
+
+/// What the requests of one route and outcome exchanged with one peer; counted, not sampled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchanged {
+    /// Their route.
+    pub route: RouteId,
+    /// How they ended.
+    pub outcome: Outcome,
+    /// With whom.
+    pub peer: Peer,
+    /// Requests that exchanged anything with it.
+    pub requests: u64,
+    /// From it.
+    pub read: Passed,
+    /// To it.
+    pub written: Passed,
+    /// Of the bytes read: those that were read after the request's client had left.
+    pub read_after_client_left: u64,
+    /// The same of the request that read most.
+    pub most_after_client_left: u64,
+}
+
 /// A run of the cyclic collector over all generations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FullCollection {
@@ -262,6 +306,8 @@ pub struct Worker {
     pub samples: Vec<Sample>,
     /// The requests that held most at once.
     pub peaks: Vec<Peak>,
+    /// What requests exchanged over sockets.
+    pub exchanged: Vec<Exchanged>,
     /// The collector's full runs, oldest first; the latest 64 at most.
     pub full_collections: Vec<FullCollection>,
     /// History, oldest first.

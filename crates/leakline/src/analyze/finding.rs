@@ -10,6 +10,7 @@ use super::group::{Group, Key, Pool, Scope, groups};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
+use super::sockets::{SocketTotals, exchanged};
 
 /// The most that is claimed where no full collection has passed over the growth, so that cyclic garbage explains it too.
 const UNCOLLECTED_CONFIDENCE: f64 = 0.9;
@@ -93,6 +94,8 @@ pub struct Finding {
     pub stack: Vec<Frame>,
     /// The lines that allocate it, most first.
     pub sites: Vec<Share>,
+    /// What those requests exchanged over sockets, beside what is usual for their routes.
+    pub sockets: Vec<SocketTotals>,
     /// When the living workers reach their memory limit at this rate, in seconds.
     pub limit_reached_in_seconds: Option<f64>,
 }
@@ -199,10 +202,13 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
     routes.dedup();
     routes.sort_by_cached_key(|route| Reverse(deposits.requests_of(|source| source.route() == Some(*route))));
+    let routes: Vec<String> = routes.into_iter().map(|route| deposits.routes[route.0].clone()).collect();
+    let outcome_or_all = outcome.as_ref().map_or(&Outcome::ALL[..], std::slice::from_ref);
     Finding {
         kind: Kind::Leak,
         origin: Origin::Python,
-        routes: routes.into_iter().map(|route| deposits.routes[route.0].clone()).collect(),
+        sockets: exchanged(evidence, &routes, outcome_or_all, &Outcome::ALL),
+        routes,
         outcome,
         outcomes,
         phase: Phase::ALL.into_iter().find(|&phase| in_phase(&members, phase) >= live_bytes * IN_ONE_PHASE),

@@ -1,6 +1,7 @@
 //! Turns the workers' routes into one table: what each route has answered, and what it holds now.
 use super::deposit::{Deposits, RouteIndex, Source};
 use super::evidence::{Evidence, Outcome, Owner};
+use super::sockets::{SocketTotals, exchanged};
 
 /// One route, over all workers.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct RouteTotals {
     pub p50_ms: Option<f64>,
     /// 99 of 100 took no longer.
     pub p99_ms: Option<f64>,
+    /// What they exchanged over sockets, that which they read most from first.
+    pub sockets: Vec<SocketTotals>,
 }
 
 /// What was allocated outside of any request.
@@ -51,6 +54,7 @@ pub fn totals(evidence: &Evidence, deposits: &Deposits) -> Vec<RouteTotals> {
             peak_bytes: routes().flat_map(|route| route.served).map(|served| served.peak_bytes).fold(0.0, f64::max),
             p50_ms: quantile(&durations, 0.50),
             p99_ms: quantile(&durations, 0.99),
+            sockets: exchanged(evidence, std::slice::from_ref(name), &Outcome::ALL, &Outcome::ALL),
         }
     };
     // Workers name routes that another one has answered, and one for requests that none fits.

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::ledger::Ledger;
 use crate::analyze::decision::Garbage;
-use crate::analyze::evidence::{Evidence, Frame, Outcome, Phase, Worker};
-use crate::analyze::{self, Analysis, Balloon, Grown, Kind, Origin, Reached};
+use crate::analyze::evidence::{Evidence, Frame, Outcome, Peer, Phase, Worker};
+use crate::analyze::{self, Analysis, Balloon, Grown, Kind, Origin, Reached, SocketTotals};
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -159,8 +159,8 @@ pub struct Finding {
     pub library: Option<String>,
     /// What holds the memory.
     pub holder: Unknown,
-    /// The sockets that the requests read; none are counted yet.
-    pub sockets: [Unknown; 0],
+    /// What those requests exchanged over sockets, that which they read most from first.
+    pub sockets: Vec<Socket>,
     /// When the living workers reach their limit at this rate.
     pub limit_reached_in_seconds: Option<f64>,
     /// The finding in one sentence.
@@ -182,6 +182,31 @@ pub struct Compared {
     pub high: Option<f64>,
     /// How many held `level_bytes` at once; null for a leak.
     pub reached: Option<u64>,
+}
+
+/// What requests exchanged with one peer, in bytes that were counted and not sampled.
+#[derive(Clone, Debug, Serialize)]
+pub struct Socket {
+    /// `127.0.0.1:3306`, the path of a Unix socket, `client` for the server's own clients, `other` for the rest.
+    pub peer: String,
+    /// Requests that exchanged anything with it.
+    pub requests: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Of those, the bytes that were read after the request's client had left.
+    pub after_client_left: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// The most that one request read.
+    pub most_read: u64,
+    /// What that request read after its client had left.
+    pub most_after_client_left: u64,
+    /// The most that one request wrote.
+    pub most_written: u64,
+    /// Half of the requests that these are compared with read less; 0 where half read nothing.
+    pub usual_read: u64,
+    /// Half of them wrote less; 0 where half wrote nothing.
+    pub usual_written: u64,
 }
 
 /// A line of Python.
@@ -228,6 +253,8 @@ pub struct Route {
     pub p50_ms: Option<f64>,
     /// 99 of 100 took no longer; likewise.
     pub p99_ms: Option<f64>,
+    /// What they exchanged over sockets, that which they read most from first.
+    pub sockets: Vec<Socket>,
 }
 
 /// What ran outside of requests.
@@ -359,7 +386,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         sites: finding.sites.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
         library: finding.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
         holder: Unknown,
-        sockets: [],
+        sockets: finding.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
         summary: leak_summary(finding),
     }
@@ -397,7 +424,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         stack: balloon.stack.iter().map(line).collect(),
         library: balloon.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
         holder: Unknown,
-        sockets: [],
+        sockets: balloon.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: None,
         summary: balloon_summary(balloon),
     }
@@ -422,6 +449,25 @@ fn reached(reached: &Reached) -> Compared {
         low: None,
         high: None,
         reached: Some(reached.reached),
+    }
+}
+
+fn socket(totals: &SocketTotals) -> Socket {
+    Socket {
+        peer: match &totals.peer {
+            Peer::At(address) => address.clone(),
+            Peer::Other => "other".to_owned(),
+            Peer::Client => "client".to_owned(),
+        },
+        requests: totals.requests,
+        bytes_read: totals.read.bytes,
+        after_client_left: totals.read_after_client_left,
+        bytes_written: totals.written.bytes,
+        most_read: totals.read.most,
+        most_after_client_left: totals.most_after_client_left,
+        most_written: totals.written.most,
+        usual_read: totals.usual_read,
+        usual_written: totals.usual_written,
     }
 }
 
@@ -503,5 +549,6 @@ fn route(totals: &analyze::RouteTotals) -> Route {
         peak_bytes: totals.peak_bytes,
         p50_ms: totals.p50_ms,
         p99_ms: totals.p99_ms,
+        sockets: totals.sockets.iter().map(socket).collect(),
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::json::{Compared, Finding, Line, Report};
+use super::json::{Compared, Finding, Line, Report, Socket};
 use super::ledger::Ledger;
 
 /// Reads a line of a source file, if it is there to be read.
@@ -25,6 +25,8 @@ const TOLD_IN_FULL: usize = 2;
 const TOLD_IN_SHORT: usize = 4;
 /// Rows of the table of routes.
 const ROUTES: usize = 8;
+/// A peer is named beside a balloon where one request read at least this share of its height from there.
+const WORTH_READING: f64 = 0.125;
 /// Lines of a call path.
 const PATH: usize = 6;
 /// Columns of a route's name, and of a file's.
@@ -141,6 +143,11 @@ impl Page<'_> {
         let who = if finding.outcome == "any" { "all" } else { "the others" };
         writeln!(self.text, "  reached  {level} by {}", reached.join(", "))?;
         writeln!(self.text, "  usual    half of {who} stayed below {usual}")?;
+        for socket in &finding.sockets {
+            if socket.most_read as f64 >= peak * WORTH_READING {
+                self.read(socket, who)?;
+            }
+        }
         let rss_peak = finding.rss_peak.unwrap_or_default() as f64;
         let (rss, share) = (size(rss_peak), peak / rss_peak.max(1.0) * 100.0);
         let live = size(finding.live_bytes);
@@ -148,6 +155,25 @@ impl Page<'_> {
             self.text,
             "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {live} still live\n"
         )
+    }
+
+    /// What one request read from a peer, and what is usual.
+    fn read(&mut self, socket: &Socket, who: &str) -> fmt::Result {
+        let peer = match socket.peer.as_str() {
+            "client" => "its client".to_owned(),
+            "other" => "several peers".to_owned(),
+            address => shorten(&clean(address), NAME),
+        };
+        let most = self.strong(&size(socket.most_read as f64));
+        let for_nobody = match socket.most_after_client_left {
+            0 => String::new(),
+            bytes => format!(", {} of it after its client had left", size(bytes as f64)),
+        };
+        writeln!(self.text, "  read     {most} from {peer} in one request{for_nobody}")?;
+        match socket.usual_read {
+            0 => writeln!(self.text, "           (half of {who} read nothing from there)"),
+            usual => writeln!(self.text, "           (half of {who} read less than {})", size(usual as f64)),
+        }
     }
 
     fn leak(&mut self, report: &Report, finding: &Finding) -> fmt::Result {

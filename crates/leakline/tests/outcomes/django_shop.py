@@ -34,11 +34,16 @@ async def endless(request):
     return StreamingHttpResponse(pieces())
 
 
+async def large(request):
+    return HttpResponse(b"x" * 30_000_000)
+
+
 urlpatterns = [
     path("sell/", include([path("<int:number>", sell)])),
     path("lend/<int:number>", lend),
     path("broken", broken),
     path("endless", endless),
+    path("large", large),
 ]
 
 settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=__name__, SECRET_KEY="of a test")

@@ -4,7 +4,7 @@ threads, in the loop's, and in a task that runs when the answer is complete."""
 import asyncio
 
 from fastapi import APIRouter, BackgroundTasks, FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 app = FastAPI()
 kept = []
@@ -52,6 +52,11 @@ async def endless():
             await asyncio.sleep(0)
 
     return StreamingResponse(pieces())
+
+
+@app.get("/large")
+async def large():
+    return Response(b"x" * 30_000_000)
 
 
 branch = APIRouter()
