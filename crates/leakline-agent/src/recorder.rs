@@ -92,22 +92,29 @@ pub(crate) fn write<R>(act: impl FnOnce(&mut Writer<'static>) -> R) -> Option<R>
     enter()?.writer().map(act)
 }
 
-/// Does something with the table that must not be lost, such as the end of a request that has begun: where another thread
-/// was descheduled with the lock, it is given the time to go on.
-pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
+/// The lock, for what must not be lost, such as the beginning and the end of a request: where another thread was
+/// descheduled with it, that is given the time to go on.
+pub(crate) fn surely_enter() -> Option<Recorder> {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
-        if let Some(mut recorder) = acquire() {
-            if let Some(writer) = recorder.writer() {
-                act(writer);
-            }
-            return;
+        if let Some(recorder) = acquire() {
+            return Some(recorder);
         }
         // SAFETY: has no preconditions.
         unsafe { libc::sched_yield() };
     }
     // Only what was given up is a loss.
     CONTENDED.fetch_add(1, Ordering::Relaxed);
+    None
+}
+
+/// Does something with the table that must not be lost.
+pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
+    if let Some(mut recorder) = surely_enter() {
+        if let Some(writer) = recorder.writer() {
+            act(writer);
+        }
+    }
 }
 
 /// A block that may be sampled is about to be freed. Must come before the block is really freed: after that its

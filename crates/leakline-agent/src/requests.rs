@@ -170,7 +170,7 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
         if let Some([method, path]) = arguments(start, count) {
             let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
             let outer = if count > 2 { 0 } else { current(api) };
-            if let Some(mut recorder) = recorder::enter() {
+            if let Some(mut recorder) = recorder::surely_enter() {
                 if table::exists() || table::create(&mut recorder).is_ok() {
                     if let Some(writer) = recorder.writer() {
                         if !writer.in_flight(outer) {
@@ -337,7 +337,7 @@ unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize
     unsafe {
         tick(api);
         sampler::stop();
-        if let Some(mut recorder) = recorder::enter() {
+        if let Some(mut recorder) = recorder::surely_enter() {
             recorder.close();
         }
         api.new_none()
