@@ -14,13 +14,15 @@ def instrument_werkzeug(module):
     # `websocket`.
     def match(self, path_info=None, method=None, return_rule=False, query_args=None, websocket=None):
         if websocket is None:
-            rule, values = original(self, path_info, method, True, query_args)
+            matched = original(self, path_info, method, True, query_args)
         else:
-            rule, values = original(self, path_info, method, True, query_args, websocket)
+            matched = original(self, path_info, method, True, query_args, websocket)
+        rule = matched[0]
         # Whoever passes a path asks about that path, not about the request.
         if path_info is None:
-            native.route(self.script_name[:-1] + rule.rule)
-        return (rule if return_rule else rule.endpoint), values
+            mount = self.script_name
+            native.route(rule.rule if mount == "/" else mount[:-1] + rule.rule)
+        return matched if return_rule else (rule.endpoint, matched[1])
 
     match.__wrapped__ = original
     native.replace(adapter, "match", match)

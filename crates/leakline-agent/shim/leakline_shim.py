@@ -4,9 +4,12 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
 
     native.begin(method, path) -> handle   0 when this context serves a request already: then do nothing more
     native.phase(handle, phase)            of the current context's request where the handle is 0
+    native.respond(iterable, file_wrapper) -> iterable
+                                           the current request streams; what is returned marks when it is closed, unless
+                                           it is a file wrapper of the server's own, whose type is given
     native.status(handle, status)          a status of 500 or more makes an ok end an error
     native.route(template)                 of the current context's request; the last call wins
-    native.end(handle, outcome)            idempotent
+    native.end(handle, outcome)            idempotent; with a third argument, the next request begins in this context
     native.amend(handle, outcome)          the request ended already, but otherwise than we knew
     native.server(name)                    the first call wins
     native.failed()                        something could not be instrumented
@@ -22,9 +25,8 @@ application that wraps its own (`serve`) and a response that wraps the applicati
 The client has gone when the server stops in the midst of a response because its socket failed it: then it closes the
 response while that error passes through. Waitress keeps what it has to send in a buffer and learns it later.
 
-Instructions of one Flask request with the hooks, Gunicorn's own look-ups included and `native` replaced by functions
-that do nothing: 0.5 % more than without on 3.8, 1.3 % fewer on 3.11, 0.2 % more on 3.13. The wrappers cost 12,000
-instructions on 3.11 and 3.13, and 20,000 on 3.7 and 3.8: 3 to 4 % of such a request.
+The wrappers cost 12,000 instructions on 3.11 and 3.13, and 20,000 on 3.7 and 3.8: 3 to 4 % of a Flask request that does
+nothing. Gunicorn's hooks cost 1,700 to 2,700 (bench/README.md).
 """
 
 import os
@@ -38,6 +40,7 @@ STREAMING = 1
 CLOSING = 2
 
 begin = native.begin
+respond = native.respond
 end = native.end
 
 # Module name to what went wrong when it was instrumented. The module is then as it would be without us.
@@ -263,31 +266,12 @@ def end_when_closed(file, handle):
         end(handle, OK)
 
 
-class Phased:
-    """A response's iterable whose server tells us by other ways when the request ends."""
-
-    __slots__ = ("_inner",)
-
-    def __iter__(self):
-        return iter(self._inner)
-
-    def close(self):
-        native.phase(0, CLOSING)
-        self._inner.close()
-
-
 def phased(application):
-    """The application that serves as `application` does and marks where its response begins and is closed."""
+    """The application that serves as `application` does and marks where its response begins and is closed, for a server
+    that tells us by other ways when the request ends."""
 
     def serve(environ, start_response):
-        inner = application(environ, start_response)
-        native.phase(0, STREAMING)
-        # Gunicorn knows its own file wrapper by the type.
-        if not hasattr(inner, "close") or isinstance(inner, environ["wsgi.file_wrapper"]):
-            return inner
-        body = Phased()
-        body._inner = inner
-        return body
+        return respond(application(environ, start_response), environ["wsgi.file_wrapper"])
 
     return serve
 
@@ -320,14 +304,19 @@ def instrument_gunicorn(module):
             try:
                 after.value(worker, request, environ, response)
             finally:
-                handle = getattr(request, "_leakline_handle", 0)
+                try:
+                    handle = request._leakline_handle
+                except AttributeError:
+                    handle = 0
                 if handle:
                     if error is not None:
-                        end(handle, ABORTED if client_is_gone(error) else ERROR)
+                        outcome = ABORTED if client_is_gone(error) else ERROR
                     elif response is not None and (response.status or "") >= "5":
-                        end(handle, ERROR)
+                        outcome = ERROR
                     else:
-                        end(handle, OK)
+                        outcome = OK
+                    # The next request of this thread begins in the same context.
+                    end(handle, outcome, True)
 
         # Gunicorn looks its settings up in `__getattr__`, which is asked for what the instance itself does not have.
         # What is here saves that detour twice a request, which pays for a good part of the hooks.

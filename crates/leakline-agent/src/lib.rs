@@ -6,6 +6,7 @@
 //! hooks/socket   recv, send and their like ──────────────► sockets ──┘
 //! python/        what is known of CPython: its API, frames, free lists; how the agent gets in
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
+//! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
 //! ```
 //!
@@ -22,6 +23,7 @@ mod message;
 mod python;
 mod recorder;
 mod requests;
+mod response;
 mod sampler;
 mod sockets;
 mod table;

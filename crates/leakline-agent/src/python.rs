@@ -47,3 +47,12 @@ fn in_main_interpreter(api: &Api) -> bool {
     // SAFETY: the caller holds a GIL, which is all that PyInterpreterState_Get wants.
     install::main_interpreter() == unsafe { interpreter_get() } as usize
 }
+
+/// The context that a thread works in, 0 for none: which one, and nothing more.
+///
+/// # Safety
+/// The thread state is the calling thread's.
+pub(crate) unsafe fn context(thread: ThreadState) -> usize {
+    // SAFETY: the caller's promise; `Variable::new` has found the offset to be right.
+    unsafe { text::word(thread as usize + layout::chosen().thread_context) }
+}

@@ -4,12 +4,12 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, recorder, sampler, sockets, table};
+use crate::{clock, recorder, response, sampler, sockets, table};
 use leakline_table::layout::{Loss, Phase};
-use leakline_table::writer::{Ending, Moment};
+use leakline_table::writer::{Ending, IN_FLIGHT, Moment};
 use std::ffi::CStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// The ContextVar whose value is the handle of the current request.
 static CURRENT: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -17,6 +17,10 @@ static CURRENT: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut(
 static CURRENT_BY_LOADS: OnceLock<Variable> = OnceLock::new();
 /// The integer 0, the value of the variable when the request has ended.
 static ZERO: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// By the slot of a handle: the context in which its request has ended and the server goes on, 0 for none. What is left in
+/// the variable there stands for no request, while contexts that were copied from it still work for the one that has
+/// ended. To set the variable anew would cost 1,800 instructions.
+static GOES_ON_IN: [AtomicUsize; IN_FLIGHT] = [const { AtomicUsize::new(0) }; IN_FLIGHT];
 /// `gc.get_stats`.
 static COLLECTOR_STATS: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// When the process was last looked at, ns.
@@ -44,13 +48,14 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 13] = [
+static FUNCTIONS: [MethodDef; 14] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
     install::method(c"status", status),
     install::method(c"server", server),
     install::method(c"phase", phase),
+    install::method(c"respond", response::respond),
     install::method(c"amend", amend),
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
@@ -82,8 +87,8 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         CURRENT.store(variable, Ordering::Relaxed);
         ZERO.store(zero, Ordering::Relaxed);
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
+        response::prepare(api)
     }
-    Ok(())
 }
 
 /// Runs the shim, which instruments the servers that are imported and those still to come.
@@ -128,14 +133,29 @@ pub(crate) unsafe fn current(api: &Api) -> u64 {
         let handle = (api.long_as)(value);
         // The context holds another reference, so this is never the last one.
         (api.decref)(value);
-        handle
+        unless_ended_here(handle, (api.thread_state_unchecked)())
     }
 }
 
 /// The same for a thread that may not hold the GIL; CPython gives it up around every call that may wait.
 pub(crate) fn current_of(thread: ThreadState) -> u64 {
     // SAFETY: callers pass their own thread state.
-    CURRENT_BY_LOADS.get().map_or(0, |variable| unsafe { variable.value(thread) })
+    unsafe { CURRENT_BY_LOADS.get().map_or(0, |variable| unless_ended_here(variable.value(thread), thread)) }
+}
+
+/// The handle, or 0 where it is only what is left in the context of a request that has ended there.
+///
+/// # Safety
+/// The thread state is the calling thread's own.
+unsafe fn unless_ended_here(handle: u64, thread: ThreadState) -> u64 {
+    let goes_on_in = goes_on_in(handle).load(Ordering::Relaxed);
+    // SAFETY: the caller's promise.
+    if goes_on_in != 0 && goes_on_in == unsafe { python::context(thread) } { 0 } else { handle }
+}
+
+/// See [`GOES_ON_IN`].
+fn goes_on_in(handle: u64) -> &'static AtomicUsize {
+    &GOES_ON_IN[handle as usize % IN_FLIGHT]
 }
 
 /// # Safety
@@ -156,7 +176,7 @@ unsafe fn set_current(api: &Api, handle: Object) {
 ///
 /// # Safety
 /// As CPython promises a METH_FASTCALL function.
-unsafe fn arguments<'a, const N: usize>(start: *const Object, count: isize) -> Option<&'a [Object; N]> {
+pub(crate) unsafe fn arguments<'a, const N: usize>(start: *const Object, count: isize) -> Option<&'a [Object; N]> {
     // SAFETY: CPython hands over `count` arguments.
     (count >= N as isize).then(|| unsafe { &*start.cast() })
 }
@@ -184,13 +204,14 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
         }
         let object = (api.long_from)(handle);
         if handle != 0 && !object.is_null() {
+            goes_on_in(handle).store(0, Ordering::Relaxed);
             set_current(api, object);
         }
         object
     }
 }
 
-/// `end(handle, outcome)`
+/// `end(handle, outcome)`; with a third argument, whatever it is, where the server begins its next request in this context.
 unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in begin.
@@ -201,7 +222,9 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
             recorder::surely_write(|writer| {
                 writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record))
             });
-            if current(api) == handle {
+            if count > 2 {
+                goes_on_in(handle).store(python::context((api.thread_state_unchecked)()), Ordering::Relaxed);
+            } else if current(api) == handle {
                 set_current(api, ZERO.load(Ordering::Relaxed));
             }
             if now_ns.saturating_sub(LAST_TICK.load(Ordering::Relaxed)) >= TICK_NS {
@@ -255,10 +278,15 @@ unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) 
                 0 => current(api),
                 handle => handle,
             };
-            recorder::write(|writer| writer.phase(handle, phase));
+            mark(handle, phase);
         }
         api.new_none()
     }
+}
+
+/// A request enters another phase.
+pub(crate) fn mark(handle: u64, phase: Phase) {
+    recorder::write(|writer| writer.phase(handle, phase));
 }
 
 /// `amend(handle, outcome)`: a request that has ended turns out to have ended otherwise.

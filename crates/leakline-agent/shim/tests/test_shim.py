@@ -41,13 +41,17 @@ class Native:
     def phase(self, handle, phase):
         self.requests[(handle or self.current.get()) - 1].phase = phase
 
+    def respond(self, inner, file_wrapper):
+        self.phase(0, STREAMING)
+        return inner if isinstance(inner, file_wrapper) else Response(self, inner)
+
     def status(self, handle, status):
         self.requests[handle - 1].status = status
 
     def route(self, template):
         self.requests[self.current.get() - 1].route = template
 
-    def end(self, handle, outcome):
+    def end(self, handle, outcome, goes_on=False):
         request = self.requests[handle - 1]
         if request.outcome is None:
             failed = request.status is not None and request.status >= 500
@@ -60,6 +64,21 @@ class Native:
 
     def failed(self):
         self.failures += 1
+
+
+class Response:
+    """What the agent makes of a response."""
+
+    def __init__(self, native, inner):
+        self.native, self.inner = native, inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+    def close(self):
+        self.native.phase(0, CLOSING)
+        if hasattr(self.inner, "close"):
+            self.inner.close()
 
 
 def execute_shim():

@@ -5,8 +5,8 @@
 mod pythons;
 mod target;
 
-use leakline_table::layout::Loss;
-use leakline_table::reader::Peer;
+use leakline_table::layout::{Loss, OWNER_NONE, OWNER_SETTLED};
+use leakline_table::reader::{Peer, RawSample};
 use pythons::pythons;
 use std::collections::BTreeMap;
 use std::fs;
@@ -280,6 +280,31 @@ fn calls_on_sockets_are_what_they_were() {
         for command in [&mut Command::new(&python), &mut under_agent(&python, &folder.0)] {
             let said = said(command.args(["-c", script]).arg(&library));
             assert_eq!(said, [("line".to_owned(), 0.0)], "{python:?}: a line of sockets.c");
+        }
+    }
+}
+
+/// The context in which a request has ended holds its handle on, and stands for no request; copies of it still do.
+#[test]
+fn what_a_server_does_between_requests_is_no_requests() {
+    for python in pythons() {
+        let ran = run(&python, "worker.py", "", &[EXACT]);
+        let table = ran.folder.table();
+        assert_eq!(table.server, "gunicorn", "{python:?}");
+        let requests: Vec<(&str, u64)> =
+            table.routes.iter().map(|route| (&*route.name, route.record.requests[0])).collect();
+        assert_eq!(requests, [("", 0), ("GET /first", 1)], "{python:?}");
+        for (function, owner) in
+            [("request_keeps", OWNER_SETTLED), ("server_keeps", OWNER_NONE), ("task_keeps", OWNER_SETTLED)]
+        {
+            let is_of_function = |sample: &&RawSample| {
+                let frames = sample.stack.map_or(&[][..], |stack| &table.stacks[stack as usize]);
+                frames.iter().any(|frame| table.codes[frame.code as usize].function == function)
+            };
+            let blocks: Vec<u8> =
+                table.samples.iter().filter(is_of_function).map(|sample| sample.record.owner).collect();
+            assert!(blocks.len() >= 300, "{python:?}: {function} keeps 300 blocks, {} were seen", blocks.len());
+            assert!(blocks.iter().all(|found| *found == owner), "{python:?}: {function} {blocks:?}");
         }
     }
 }
