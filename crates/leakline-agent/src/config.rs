@@ -1,4 +1,4 @@
-//! What `leakline run` asked for, from the environment.
+//! What `leakline run` asked for, from the environment, or `leakline attach`, from what it wrote into our memory.
 //!
 //! ```text
 //! LEAKLINE_TABLES       folder for the tables; without it the agent stays idle
@@ -7,10 +7,11 @@
 //! LEAKLINE_EXACT        1: sample every block
 //! ```
 
-use std::ffi::CStr;
-use std::sync::OnceLock;
+use leakline_table::attachment::Attachment;
+use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-/// The wishes of whoever started the process.
+/// The wishes of whoever started the process, or attached to it.
 pub(crate) struct Config {
     /// The folder for the tables, absolute.
     pub(crate) tables: &'static CStr,
@@ -22,24 +23,54 @@ pub(crate) struct Config {
     pub(crate) exact: bool,
 }
 
-static CONFIG: OnceLock<Config> = OnceLock::new();
+static TABLES: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
+static TABLE_BYTES: AtomicUsize = AtomicUsize::new(0);
+static BUDGET: AtomicU64 = AtomicU64::new(0);
+static EXACT: AtomicBool = AtomicBool::new(false);
 
 /// Reads the environment. False where the process was not started by leakline.
 pub(crate) fn load() -> bool {
     let Some(tables) = variable(c"LEAKLINE_TABLES") else { return false };
     let number = |name| variable(name).and_then(|value| value.to_str().ok());
-    let config = Config {
+    set(&Config {
         tables,
         table_bytes: number(c"LEAKLINE_TABLE_BYTES").and_then(|text| text.parse().ok()).unwrap_or(32 << 20),
         budget: number(c"LEAKLINE_BUDGET").and_then(|text| text.parse().ok()).unwrap_or(0.005),
         exact: number(c"LEAKLINE_EXACT") == Some("1"),
-    };
-    CONFIG.set(config).is_ok()
+    });
+    true
 }
 
-/// The configuration; `None` before [`load`].
-pub(crate) fn get() -> Option<&'static Config> {
-    CONFIG.get()
+/// Reads what `leakline attach` has written.
+pub(crate) fn load_attached(attachment: &'static Attachment) {
+    // SAFETY: the command wrote a text that ends with NUL, and writes again only when this process records no more.
+    let tables = unsafe { CStr::from_ptr(attachment.tables.get().cast()) };
+    set(&Config {
+        tables,
+        table_bytes: attachment.table_bytes.load(Ordering::Relaxed) as usize,
+        budget: f64::from_bits(attachment.budget.load(Ordering::Relaxed)),
+        exact: attachment.exact.load(Ordering::Relaxed) == 1,
+    });
+}
+
+fn set(config: &Config) {
+    TABLE_BYTES.store(config.table_bytes, Ordering::Relaxed);
+    BUDGET.store(config.budget.to_bits(), Ordering::Relaxed);
+    EXACT.store(config.exact, Ordering::Relaxed);
+    TABLES.store(config.tables.as_ptr().cast_mut(), Ordering::Release);
+}
+
+/// The configuration; `None` before it is loaded.
+pub(crate) fn get() -> Option<Config> {
+    let tables = TABLES.load(Ordering::Acquire);
+    // SAFETY: a C string that is never freed, see `set`.
+    let tables = (!tables.is_null()).then(|| unsafe { CStr::from_ptr(tables) })?;
+    Some(Config {
+        tables,
+        table_bytes: TABLE_BYTES.load(Ordering::Relaxed),
+        budget: f64::from_bits(BUDGET.load(Ordering::Relaxed)),
+        exact: EXACT.load(Ordering::Relaxed),
+    })
 }
 
 /// A variable of the environment, copied to memory that nobody frees: the program may change its environment.

@@ -3,9 +3,14 @@
 //! A child that is about to become another program (`subprocess`) never gets that far and leaves no table behind.
 
 use crate::{recorder, sampler, sockets, table};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Asks to be told of forks.
+/// Asks to be told of forks, once for each process and its children.
 pub(crate) fn watch() {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Ordering::Relaxed) {
+        return;
+    }
     // SAFETY: the three functions live as long as the process, since the agent is never unloaded.
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
 }

@@ -8,6 +8,7 @@
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
 //! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
+//! attach         how a command that came later brings the agent in, and out again
 //! ```
 //!
 //! The laws of this crate: hooks never allocate through themselves, never wait for long, never panic and never call
@@ -15,6 +16,7 @@
 //! without the agent.
 #![allow(clippy::missing_safety_doc)]
 
+mod attach;
 mod clock;
 mod config;
 mod fork;
@@ -28,12 +30,15 @@ mod sampler;
 mod sockets;
 mod table;
 
-/// Runs when the dynamic loader has loaded the agent, before the program's `main`.
+/// Runs when the dynamic loader has loaded the agent: before the program's `main`, or in the middle of its life.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
+    if !attach::came_with_the_program() {
+        return;
+    }
     hooks::native::resolve_all();
     hooks::socket::resolve_all();
     if !config::load() {

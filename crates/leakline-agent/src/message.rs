@@ -1,7 +1,13 @@
 //! Says one line on stderr, without allocating.
 
-/// Says why the server runs without the agent, once for a process and those it starts.
+use crate::attach;
+
+/// Says why the server runs without the agent, once for a process and those it starts. Whoever attached to the process
+/// is told instead of its log.
 pub(crate) fn refuse(reason: &str, detail: &str) {
+    if attach::refuse(reason, detail) {
+        return;
+    }
     const TOLD: &std::ffi::CStr = c"LEAKLINE_REFUSED";
     // SAFETY: C strings; the process is about to start, or holds the GIL, as it does for os.putenv.
     unsafe {

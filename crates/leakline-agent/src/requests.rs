@@ -65,11 +65,14 @@ static FUNCTIONS: [MethodDef; 14] = [
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
 ];
 
-/// Makes the variable of the current request.
+/// Makes the variable of the current request, unless it was made when the agent was here before.
 ///
 /// # Safety
 /// The GIL is held, no exception is set.
 pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
+    if !CURRENT.load(Ordering::Relaxed).is_null() {
+        return Ok(());
+    }
     // SAFETY: the GIL is held. The three references are kept for good.
     unsafe {
         let variable = (api.context_var_new)(c"leakline_request".as_ptr(), std::ptr::null_mut());
@@ -91,11 +94,24 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
     }
 }
 
-/// Runs the shim, which instruments the servers that are imported and those still to come.
+/// The shim's functions that take it out of the server and put it in again.
+static WITHDRAW: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+static REINSTATE: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Runs the shim, which instruments the servers that are imported and those still to come. Where it has run already, it
+/// is put in again.
 ///
 /// # Safety
 /// The GIL is held, no exception is set.
 pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
+    let reinstate = REINSTATE.load(Ordering::Relaxed);
+    if !reinstate.is_null() {
+        // SAFETY: the GIL is held.
+        return match unsafe { api.call_plain(reinstate) } {
+            true => Ok(()),
+            false => Err("its shim raised an exception"),
+        };
+    }
     // SAFETY: the GIL is held; references are dropped once.
     unsafe {
         let native = (api.module_new)(c"leakline".as_ptr());
@@ -107,11 +123,28 @@ pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
         let done = !leave.is_null()
             && SHIM.iter().all(|text| api.run(text, c"<leakline>", c"leakline_shim", &[(c"native", native)]))
             && api.run(AT_EXIT, c"<leakline>", c"leakline_shim", &[(c"leave", leave)]);
+        if done {
+            // Kept for good.
+            WITHDRAW.store((api.get_attribute)(native, c"withdraw".as_ptr()), Ordering::Relaxed);
+            REINSTATE.store((api.get_attribute)(native, c"reinstate".as_ptr()), Ordering::Relaxed);
+        }
         for object in [native, leave].into_iter().filter(|object| !object.is_null()) {
             (api.decref)(object);
         }
         (api.err_clear)();
         if done { Ok(()) } else { Err("its shim raised an exception") }
+    }
+}
+
+/// Takes the shim out of the server.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn withdraw(api: &Api) {
+    let withdraw = WITHDRAW.load(Ordering::Relaxed);
+    if !withdraw.is_null() {
+        // SAFETY: the GIL is held. What could not be taken back does nothing.
+        unsafe { api.call_plain(withdraw) };
     }
 }
 
@@ -191,7 +224,7 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
             let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
             let outer = if count > 2 { 0 } else { current(api) };
             if let Some(mut recorder) = recorder::surely_enter() {
-                if table::exists() || table::create(&mut recorder).is_ok() {
+                if sampler::is_running() && (table::exists() || table::create(&mut recorder).is_ok()) {
                     if let Some(writer) = recorder.writer() {
                         if !writer.in_flight(outer) {
                             // The GIL is held, so that no small block is freed while it is looked at; so at the end.
@@ -378,16 +411,14 @@ unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize
 /// The GIL is held, no exception is set.
 unsafe fn tick(api: &Api) {
     // SAFETY: the GIL is held.
-    let full_collections = unsafe { full_collections(api) };
-    let (rss_bytes, rss_peak_bytes) = resident_bytes();
-    let moment = Moment {
-        time_ns: clock::unix_ns(),
-        rss_bytes,
-        rss_peak_bytes,
-        full_collections,
-        agent_ns: recorder::spent_ns(),
-    };
+    let moment = moment(unsafe { full_collections(api) });
     recorder::write(|writer| writer.tick(&moment));
+}
+
+/// The state of the process, when the collector has gone so often over all generations.
+pub(crate) fn moment(full_collections: u64) -> Moment {
+    let (rss_bytes, rss_peak_bytes) = resident_bytes();
+    Moment { time_ns: clock::unix_ns(), rss_bytes, rss_peak_bytes, full_collections, agent_ns: recorder::spent_ns() }
 }
 
 /// How often the collector has gone over all generations: `gc.get_stats()[2]["collections"]`.

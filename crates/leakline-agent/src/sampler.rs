@@ -103,6 +103,11 @@ pub(crate) fn first_interval() -> f64 {
     if is_exact() { 1.0 } else { FIRST_INTERVAL }
 }
 
+/// Is the agent recording?
+pub(crate) fn is_running() -> bool {
+    STATE.load(Ordering::Relaxed) == RUNNING
+}
+
 /// Is every block sampled?
 pub(crate) fn is_exact() -> bool {
     EXACT.load(Ordering::Relaxed)
@@ -131,13 +136,13 @@ pub(crate) fn stop() {
     LARGE.set(FOREVER);
 }
 
-/// In a forked child: the first sample makes a table. Countdowns are drawn anew, by the new table's interval and from a
+/// In a forked child, or when a recording has ended: the first sample makes a table. Countdowns are drawn anew, by the new table's interval and from a
 /// seed of the child's own; most children that only start another program never come as far as a sample.
 pub(crate) fn begin_anew() {
     // SAFETY: has no preconditions. The child has one thread, which holds the lock or will be the first to.
     let (pid, control) = unsafe { (libc::getpid() as u64, &mut *CONTROL.0.get()) };
     let mut random = Random::new(clock::unix_ns() ^ pid << 32);
-    if STATE.load(Ordering::Relaxed) == RUNNING {
+    if is_running() {
         SMALL.set(distance(&mut random, first_interval()));
         LARGE.set(distance(&mut random, first_interval()));
     }
@@ -184,11 +189,15 @@ pub(crate) fn pass_over(bytes: usize) {
 
 /// Takes a sample: `bytes` of them were asked for, in a block of `block` bytes.
 fn take(address: usize, bytes: usize, block: usize, flags: u8) {
-    if STATE.load(Ordering::Relaxed) != RUNNING {
+    if !is_running() {
         return look_for_interpreter();
     }
     let is_small = flags & leakline_table::layout::FLAG_SMALL != 0;
     let Some(mut recorder) = recorder::enter() else { return };
+    if !is_running() {
+        // While we waited for the lock, its holder has ended the recording.
+        return;
+    }
     if is_small && note_mark(&mut recorder, bytes) {
         return;
     }
@@ -287,7 +296,7 @@ fn follow_budget(recorder: &mut Recorder) {
 }
 
 /// The program has a Python: has it come up? Then the agent asks it for a call in the main thread, with the GIL.
-fn look_for_interpreter() {
+pub(crate) fn look_for_interpreter() {
     LARGE.set(WAIT_BYTES);
     if STATE.load(Ordering::Relaxed) == WAITING && python::ask_to_install() == python::Answer::Asked {
         STATE.store(ASKED, Ordering::Relaxed);

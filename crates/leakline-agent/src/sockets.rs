@@ -72,6 +72,14 @@ pub(crate) fn begin_anew() {
     }
 }
 
+/// When the agent leaves: it will not see what becomes of them.
+pub(crate) fn forget_all() {
+    for place in &PLACES[..USED.load(Relaxed).min(FOLLOWED)] {
+        place.writer.store(0, Relaxed);
+        place.state.store(UNKNOWN, Relaxed);
+    }
+}
+
 fn place(file: c_int) -> Option<&'static Place> {
     PLACES.get(usize::try_from(file).ok()?)
 }

@@ -5,7 +5,7 @@ use crate::{clock, config, python, sampler};
 use leakline_table::layout::{LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Why there is no table.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,9 @@ pub(crate) fn is_of_this_process() -> bool {
     // SAFETY: has no preconditions.
     owner == 0 || owner == unsafe { libc::getpid() as u32 }
 }
+
+/// Address and bytes of the table and of what the writer keeps beside it.
+static MAPPED: [(AtomicUsize, AtomicUsize); 2] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 2];
 
 /// Does this process have a table?
 pub(crate) fn exists() -> bool {
@@ -78,6 +81,7 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
 
     let file = map_file(path, bytes)?;
     let private = map(-1, Writer::private_bytes(bytes))?;
+    let mapped = [(file.as_ptr() as usize, file.len()), (private.as_ptr() as usize, private.len())];
     let mut command = [0; COMMAND_BYTES];
     let command_bytes = read_file(c"/proc/self/cmdline", &mut command);
     let origin = Origin {
@@ -92,8 +96,25 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
     let writer = Writer::create(file, private, &FILTER, &origin)
         .ok_or(Failure { what: "its table could not be laid out", errno: 0 })?;
     recorder.install(Some(writer));
+    for ((start, bytes), mapping) in MAPPED.iter().zip(mapped) {
+        start.store(mapping.0, Ordering::Relaxed);
+        bytes.store(mapping.1, Ordering::Relaxed);
+    }
     OWNER.store(pid, Ordering::Relaxed);
     Ok(())
+}
+
+/// Ends the recording and gives the table's memory back. The file stays as it is.
+pub(crate) fn close(recorder: &mut Recorder) {
+    recorder.close();
+    for (start, bytes) in &MAPPED {
+        let start = start.swap(0, Ordering::Relaxed);
+        if start != 0 && exists() {
+            // SAFETY: a mapping that `create` made; the writer that was its only user is gone.
+            unsafe { libc::munmap(start as *mut _, bytes.load(Ordering::Relaxed)) };
+        }
+    }
+    forget();
 }
 
 /// A new file of that many bytes, mapped. All of its blocks are reserved first: writing to a mapped hole on a full disk
@@ -122,7 +143,8 @@ fn map_file(path: &CStr, bytes: usize) -> Result<&'static mut [u8], Failure> {
 /// Maps a file, or zeroed memory of our own where the descriptor is -1. Forked children do not inherit the mapping.
 fn map(file: i32, bytes: usize) -> Result<&'static mut [u8], Failure> {
     let kind = if file < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
-    // SAFETY: a new mapping that nobody else knows; it is never unmapped, so it may be called static.
+    // SAFETY: a new mapping that nobody else knows; it is unmapped when its writer is gone (`close`), so that it may be
+    // called static.
     unsafe {
         let start = libc::mmap(
             std::ptr::null_mut(),

@@ -10,17 +10,23 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::runs::Runs;
+use owner::Owner;
 
+mod attach;
 mod demo;
+mod detach;
 mod doctor;
 mod drive;
+mod effort;
 mod list;
+mod owner;
 mod report;
 mod run;
 
 const EXAMPLES: &str = "\
 Examples:
   leakline run -- gunicorn -w 2 app:app     start a server; its report comes when it ends
+  leakline attach 4711                      watch a server that runs already
   leakline report                           what the latest run has shown so far
   leakline report 4711 --json               the run that process 4711 belongs to, for a program
   leakline report --fail-on leak            in CI: exit with 3 when there is a leak
@@ -30,7 +36,8 @@ Examples:
   leakline demo                             watch it find the leak of a small server
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 found what --fail-on names, 4 no run or table,
-5 not a table or a damaged one, 6 somebody else's. `run` exits as its server does:
+5 not a table or a damaged one, 6 somebody else's, 7 no such process, 8 a process that can't be
+attached to, 9 attached to already, or not at all. `run` exits as its server does:
 128+N for signal N, 126 or 127 when the command can't be run or isn't there.";
 
 /// Finds out why a Python web server's memory grows, while it serves, and names the route and the line.
@@ -63,6 +70,8 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
     Report(report::Report),
     List(list::List),
     Doctor(doctor::Doctor),
@@ -75,6 +84,8 @@ impl Arguments {
     pub fn carry_out(self) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Run(run) => run.carry_out(&self.global),
+            Command::Attach(attach) => attach.carry_out(&self.global),
+            Command::Detach(detach) => detach.carry_out(&self.global),
             Command::Report(report) => report.carry_out(&self.global),
             Command::List(list) => list.carry_out(&self.global),
             Command::Doctor(doctor) => doctor.carry_out(&self.global),
@@ -88,6 +99,14 @@ impl Global {
     /// The folder of tables, by the user's choice or by default.
     fn dir(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(Runs::default_dir)
+    }
+
+    /// The same for the tables of somebody whose server we attach to.
+    fn dir_of(&self, owner: &Owner) -> PathBuf {
+        match (&self.dir, owner.foreign_dir()) {
+            (None, Some(dir)) if std::env::var_os("LEAKLINE_DIR").is_none() => dir,
+            _ => self.dir(),
+        }
     }
 
     /// The runs that there are.

@@ -23,6 +23,12 @@ pub enum Exit {
     Damaged = 5,
     /// The folder or the process belongs to somebody else.
     Permission = 6,
+    /// There is no such process, or no longer.
+    Gone = 7,
+    /// The process can't be attached to, whoever tries.
+    Unsupported = 8,
+    /// `attach`: the process is attached to already. `detach`: it is not.
+    Already = 9,
     /// `run`: the command is there and cannot be run, as shells say it.
     NotExecutable = 126,
     /// `run`: there is no such command, as shells say it.

@@ -77,6 +77,9 @@ pub struct Record {
     pub start_ticks: u64,
     /// The bytes at which the kernel would kill it, as known at the start.
     pub limit_bytes: Option<u64>,
+    /// The server ran before the run: `leakline attach` began it.
+    #[serde(default)]
+    pub attached: bool,
 }
 
 impl Runs {
@@ -111,13 +114,32 @@ impl Runs {
 
     /// Makes the folder of a new run, whose server is about to be started.
     pub fn begin(&self, argv: Vec<String>, limit_bytes: Option<u64>) -> Result<Run, Failure> {
+        let cwd = std::env::current_dir().unwrap_or_default();
+        self.make(argv, &cwd, limit_bytes, false)
+    }
+
+    /// Makes the folder of a new run, whose server runs already, in the folder `cwd`.
+    pub fn begin_attached(&self, argv: Vec<String>, cwd: &Path, limit_bytes: Option<u64>) -> Result<Run, Failure> {
+        self.make(argv, cwd, limit_bytes, true)
+    }
+
+    fn make(&self, argv: Vec<String>, cwd: &Path, limit_bytes: Option<u64>, attached: bool) -> Result<Run, Failure> {
         let started = now();
         let launcher = std::process::id();
         let folder = self.dir.join(format!("run-{}-{launcher}", started as u64));
         make_folder(&folder)?;
-        let cwd = std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned();
-        let record =
-            Record { argv, cwd, started, ended: None, exit_code: None, launcher, pid: 0, start_ticks: 0, limit_bytes };
+        let record = Record {
+            argv,
+            cwd: cwd.to_string_lossy().into_owned(),
+            started,
+            ended: None,
+            exit_code: None,
+            launcher,
+            pid: 0,
+            start_ticks: 0,
+            limit_bytes,
+            attached,
+        };
         let run = Run { folder, record: Some(record), tables: Vec::new() };
         match run.record.iter().try_for_each(|record| record.write(&run.folder)) {
             Ok(()) => Ok(run),
@@ -204,6 +226,11 @@ impl Run {
     /// The server has ended.
     pub fn ended_with(&mut self, exit_code: u8) -> Result<(), Failure> {
         self.update(|record| (record.ended, record.exit_code) = (Some(now()), Some(exit_code)))
+    }
+
+    /// The agent has left the server, which goes on.
+    pub fn left(&mut self) -> Result<(), Failure> {
+        self.update(|record| record.ended = Some(now()))
     }
 
     /// A process of it still runs.

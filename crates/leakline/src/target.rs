@@ -1,5 +1,6 @@
-//! The processes that are looked at, from outside: how they are started, and what `/proc` says of them.
+//! The processes that are looked at, from outside: how they are started or attached to, and what `/proc` says of them.
 pub mod agent;
+pub mod attach;
 pub mod launch;
 pub mod limit;
 pub mod memory;

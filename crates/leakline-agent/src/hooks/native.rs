@@ -1,4 +1,5 @@
-//! malloc and its family, put in front of the C library's (or another allocator's) by LD_PRELOAD.
+//! malloc and its family, put in front of the C library's (or another allocator's) by LD_PRELOAD; where the agent comes
+//! later, the command writes jumps to these functions over the beginnings of glibc's.
 //!
 //! Blocks are left where the allocator below puts them, and their sizes are as asked for, so that an allocation or a
 //! free that does not pass through here does no harm.
@@ -28,6 +29,10 @@ impl<F: Copy> Next<F> {
         let function = self.0.load(Ordering::Relaxed);
         // SAFETY: the cell holds a function of type F: the resolver at first, then what dlsym found under the name.
         unsafe { std::mem::transmute_copy(&function) }
+    }
+
+    pub(super) fn go_on_at(&self, address: usize) {
+        self.0.store(address as *mut c_void, Ordering::Relaxed);
     }
 
     /// Looks the function up, and says whether there is one; `None` where dlsym itself asks for it.
@@ -81,6 +86,15 @@ macro_rules! next {
     /// dlerror, as asprintf's realloc does there, and dlsym would free the report that dlerror goes on to write into.
     pub(crate) fn resolve_all() {
         $($cell.look_up($name);)*
+    }
+
+    /// From now on the hooks go on at other addresses. False where one of them has none.
+    pub(crate) fn go_on_at(address: impl Fn(&std::ffi::CStr) -> Option<usize>) -> bool {
+        $(
+            let Some(next) = address($name) else { return false };
+            $cell.go_on_at(next);
+        )*
+        true
     }};
 }
 
@@ -106,6 +120,28 @@ fn pass(block: Pointer, bytes: usize) -> Pointer {
         sampler::large(block as usize, bytes);
     }
     block
+}
+
+/// malloc below serves what wants no more than this alignment, bytes, in memalign's stead, and we have seen the block
+/// there: glibc's does, for 16, where its compiler did not copy malloc into memalign.
+static RELAYED: AtomicUsize = AtomicUsize::new(0);
+
+/// The same for a block of some alignment.
+fn pass_aligned(block: Pointer, alignment: usize, bytes: usize) -> Pointer {
+    if alignment <= RELAYED.load(Ordering::Relaxed) { block } else { pass(block, bytes) }
+}
+
+/// Finds out whether memalign comes through malloc, when the hooks are in front of both and nothing is recorded yet.
+pub(crate) fn try_relays() {
+    const MALLOC_ALIGNMENT: usize = 16;
+    // Another thread's malloc in just this moment looks like memalign's; eight times in a row it does not.
+    let is_relayed = (0..8).all(|_| {
+        let before = LARGE.left();
+        // SAFETY: a block of the allocator's own, freed at once.
+        unsafe { FREE.get()(MEMALIGN.get()(MALLOC_ALIGNMENT, MALLOC_ALIGNMENT)) };
+        LARGE.left() != before
+    });
+    RELAYED.store(if is_relayed { MALLOC_ALIGNMENT } else { 0 }, Ordering::Relaxed);
 }
 
 /// See malloc(3).
@@ -169,8 +205,12 @@ extern "C" fn free_tracked(block: Pointer) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: Pointer, bytes: usize) -> Pointer {
     if block.is_null() {
-        // SAFETY: as in malloc_due; realloc of null is malloc.
-        return pass(unsafe { REALLOC.get()(block, bytes) }, bytes);
+        // Not by the realloc below, which may come back to us through malloc where we stand in front of the latter's code.
+        if LARGE.pass(bytes) {
+            return malloc_due(bytes);
+        }
+        // SAFETY: as in malloc; realloc of null is malloc.
+        return unsafe { MALLOC.get()(bytes) };
     }
     // SAFETY: `block` is a block of the allocator below, as the caller of realloc promises.
     let before = unsafe { USABLE_SIZE.get()(block) };
@@ -234,15 +274,15 @@ pub unsafe extern "C" fn reallocarray(block: Pointer, count: usize, bytes: usize
 /// See memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memalign(alignment: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc_due.
-    pass(unsafe { MEMALIGN.get()(alignment, bytes) }, bytes)
+    // SAFETY: as in malloc.
+    pass_aligned(unsafe { MEMALIGN.get()(alignment, bytes) }, alignment, bytes)
 }
 
 /// See aligned_alloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aligned_alloc(alignment: usize, bytes: usize) -> Pointer {
-    // SAFETY: as in malloc_due.
-    pass(unsafe { ALIGNED_ALLOC.get()(alignment, bytes) }, bytes)
+    // SAFETY: as in malloc.
+    pass_aligned(unsafe { ALIGNED_ALLOC.get()(alignment, bytes) }, alignment, bytes)
 }
 
 /// See posix_memalign(3).
@@ -252,7 +292,7 @@ pub unsafe extern "C" fn posix_memalign(into: *mut Pointer, alignment: usize, by
     unsafe {
         let result = POSIX_MEMALIGN.get()(into, alignment, bytes);
         if result == 0 {
-            pass(*into, bytes);
+            pass_aligned(*into, alignment, bytes);
         }
         result
     }

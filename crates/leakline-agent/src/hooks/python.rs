@@ -12,7 +12,7 @@ use std::arch::naked_asm;
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::mem::{MaybeUninit, offset_of};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 type Pointer = *mut c_void;
 
@@ -21,7 +21,7 @@ type Pointer = *mut c_void;
 #[repr(transparent)]
 struct Originals(UnsafeCell<MaybeUninit<[Allocator; 2]>>);
 
-// SAFETY: written once, with the GIL held, before the hooks are installed that read it.
+// SAFETY: written with the GIL held, before the hooks are installed that read it.
 unsafe impl Sync for Originals {}
 
 static ORIGINALS: Originals = Originals(UnsafeCell::new(MaybeUninit::uninit()));
@@ -30,11 +30,17 @@ static ORIGINALS: Originals = Originals(UnsafeCell::new(MaybeUninit::uninit()));
 /// allocator adds; 0 under PYTHONMALLOC=malloc, where malloc's hooks see everything and these are not installed.
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-/// Puts the hooks in front of both domains, unless malloc serves them.
+/// The hooks are in the chain of functions that serve the domains.
+static IN_PLACE: AtomicBool = AtomicBool::new(false);
+
+/// Puts the hooks in front of both domains, unless malloc serves them, or they are there still.
 ///
 /// # Safety
-/// The caller holds the GIL; called once.
+/// The caller holds the GIL.
 pub(crate) unsafe fn install(api: &Api) {
+    if IN_PLACE.load(Ordering::Relaxed) {
+        return;
+    }
     // SAFETY: the caller holds the GIL, so nobody allocates in these domains meanwhile.
     unsafe {
         let original = |domain| {
@@ -54,6 +60,33 @@ pub(crate) unsafe fn install(api: &Api) {
         (api.set_allocator)(DOMAIN_MEM, &mut hooks::<false>(originals[0].ctx));
         (api.set_allocator)(DOMAIN_OBJ, &mut hooks::<true>(originals[1].ctx));
     }
+    IN_PLACE.store(true, Ordering::Relaxed);
+}
+
+/// Takes the hooks out again. Where somebody else has come in front of them, as tracemalloc does, they stay and pass on.
+///
+/// # Safety
+/// The caller holds the GIL.
+pub(crate) unsafe fn remove(api: &Api) {
+    if !IN_PLACE.load(Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: the caller holds the GIL; the cells were written before the hooks came in.
+    unsafe {
+        let front = |domain| {
+            let mut current = MaybeUninit::<Allocator>::uninit();
+            (api.get_allocator)(domain, current.as_mut_ptr());
+            current.assume_init().malloc as usize
+        };
+        let ours = [malloc::<false> as *const () as usize, malloc::<true> as *const () as usize];
+        if [front(DOMAIN_MEM), front(DOMAIN_OBJ)] != ours {
+            return;
+        }
+        let mut originals = (*ORIGINALS.0.get()).assume_init();
+        (api.set_allocator)(DOMAIN_MEM, &mut originals[0]);
+        (api.set_allocator)(DOMAIN_OBJ, &mut originals[1]);
+    }
+    IN_PLACE.store(false, Ordering::Relaxed);
 }
 
 fn hooks<const OBJECT: bool>(ctx: Pointer) -> Allocator {

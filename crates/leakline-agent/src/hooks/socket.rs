@@ -1,4 +1,4 @@
-//! recv, send and their like, put in front of the C library's by LD_PRELOAD. Each call is made as it was asked for, and
+//! recv, send and their like, put in front of the C library's as `native` puts malloc. Each call is made as it was asked for, and
 //! what it returned is looked at afterwards; errno stays what the call left.
 //!
 //! `read`, `write` and `close` also serve files: for a descriptor that is not known as a socket they cost some ten

@@ -132,6 +132,9 @@ fn symbol(name: &str) -> Option<std::ptr::NonNull<c_void>> {
 /// Looks the API up and checks the version. False where the program has no Python, or one that we refuse (and have
 /// said so).
 pub(crate) fn load() -> bool {
+    if get().is_some() {
+        return true;
+    }
     let (Some(_), Some(get_version)) = (symbol("Py_IsInitialized"), symbol("Py_GetVersion")) else { return false };
     // SAFETY: Py_GetVersion may be called before Python is initialised and returns a static string.
     let version = unsafe {
@@ -188,6 +191,22 @@ impl Api {
             (self.decref)(namespace);
             (self.err_clear)();
             done
+        }
+    }
+
+    /// Calls an object without arguments. False where it raised; the exception is gone.
+    ///
+    /// # Safety
+    /// The caller holds the GIL and no exception is set.
+    pub(crate) unsafe fn call_plain(&self, object: Object) -> bool {
+        // SAFETY: the caller holds the GIL; the result is a new reference or null.
+        unsafe {
+            let result = (self.call)(object, std::ptr::null_mut());
+            if !result.is_null() {
+                (self.decref)(result);
+            }
+            (self.err_clear)();
+            !result.is_null()
         }
     }
 

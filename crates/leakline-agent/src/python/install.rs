@@ -7,7 +7,7 @@
 use super::api::{self, Api, FastFunction, METH_FASTCALL, MethodDef, Object, ThreadState};
 use super::layout;
 use super::{frames, text};
-use crate::{hooks, message, recorder, requests, sampler, table};
+use crate::{attach, hooks, message, recorder, requests, sampler, table};
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -36,12 +36,32 @@ pub(super) fn main_interpreter() -> usize {
 }
 
 extern "C" fn install(_: *mut c_void) -> c_int {
-    if let Some(api) = api::get() {
+    if let Some(api) = api::get().filter(|_| attach::is_awaited()) {
         // SAFETY: CPython makes pending calls with the GIL held and no exception set.
         if let Err(reason) = unsafe { try_to_install(api) } {
             message::refuse(reason, "");
             sampler::stop();
         }
+    }
+    0
+}
+
+/// Asks for the call that takes the hooks out again, from the main thread.
+pub(crate) fn ask_to_remove() -> Answer {
+    let Some(api) = api::get() else { return Answer::NotYet };
+    // SAFETY: as above.
+    let asked = unsafe { (api.add_pending_call)(remove, std::ptr::null_mut()) == 0 };
+    if asked { Answer::Asked } else { Answer::NotYet }
+}
+
+extern "C" fn remove(_: *mut c_void) -> c_int {
+    if let Some(api) = api::get().filter(|_| attach::is_leaving()) {
+        // SAFETY: CPython makes pending calls with the GIL held and no exception set.
+        unsafe {
+            hooks::python::remove(api);
+            requests::withdraw(api);
+        }
+        attach::has_left();
     }
     0
 }
@@ -55,7 +75,9 @@ unsafe fn try_to_install(api: &'static Api) -> Result<(), &'static str> {
     }
     // SAFETY: the GIL is held, so everywhere below.
     unsafe {
-        verify_layout(api)?;
+        if !VERIFIED.load(Ordering::Relaxed) {
+            verify_layout(api)?;
+        }
         requests::prepare(api)?;
         {
             let mut recorder = recorder::enter().ok_or("its table is in use")?;
@@ -65,6 +87,7 @@ unsafe fn try_to_install(api: &'static Api) -> Result<(), &'static str> {
         hooks::python::install(api);
     }
     sampler::start();
+    attach::has_come_in();
     Ok(())
 }
 

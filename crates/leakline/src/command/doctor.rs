@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 
 use clap::Args;
+use leakline_table::attachment::State;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::Serialize;
 
@@ -13,6 +14,7 @@ use super::{Global, print};
 use crate::failure::{Exit, Failure};
 use crate::runs::{Run, Runs};
 use crate::target::agent::Source;
+use crate::target::attach::{self, examine::Target};
 use crate::target::launch::Recording;
 use crate::target::python::{KNOWN, Mapped};
 
@@ -212,9 +214,23 @@ fn process(pid: u32) -> Result<Vec<Check>, Failure> {
     }
     checks.push(match mapped.agent {
         true => Check::by("recording", true, "the agent is in it; see `leakline report`"),
-        false => Check::new("recording", Verdict::Doubtful, "not recorded; start it with `leakline run -- COMMAND`"),
+        false => Check::new("recording", Verdict::Doubtful, "not recorded"),
     });
+    checks.push(attachable(pid));
     Ok(checks)
+}
+
+/// What `leakline attach` would find, without touching anything.
+fn attachable(pid: u32) -> Check {
+    match Target::examine(pid) {
+        Ok(target) => match attach::state(&target) {
+            Some(State::Preloaded) => Check::by("attach", true, "not needed: `leakline run` has started it"),
+            Some(State::Asked | State::Recording) => Check::by("attach", true, "attached"),
+            Some(State::Refused) => Check::by("attach", false, "tried, and the agent refused; try again to see why"),
+            _ => Check::by("attach", true, format!("`leakline attach {pid}` should work")),
+        },
+        Err(failure) => Check::new("attach", Verdict::Doubtful, failure.to_string()),
+    }
 }
 
 /// A variable that the process was started with.

@@ -35,6 +35,8 @@ struct RunLine {
     started: Option<f64>,
     ended: Option<f64>,
     exit_code: Option<u8>,
+    /// The server ran already when the run began.
+    attached: bool,
     tables: Vec<TableLine>,
 }
 
@@ -73,6 +75,7 @@ impl RunLine {
             started: record.map(|record| record.started),
             ended: record.and_then(|record| record.ended),
             exit_code: record.and_then(|record| record.exit_code),
+            attached: record.is_some_and(|record| record.attached),
             tables: run.tables.iter().map(TableLine::of).collect(),
         }
     }
@@ -113,10 +116,12 @@ impl Listing {
 
 impl RunLine {
     fn text(&self, now: f64) -> String {
-        let state = match (self.alive, self.exit_code) {
-            (true, _) => "running".to_owned(),
-            (false, Some(code)) => format!("ended with {code}"),
-            (false, None) => "ended".to_owned(),
+        let state = match (self.alive, self.attached, self.ended, self.exit_code) {
+            (true, true, Some(_), _) => "detached".to_owned(),
+            (true, true, None, _) => "attached".to_owned(),
+            (true, false, ..) => "running".to_owned(),
+            (false, _, _, Some(code)) => format!("ended with {code}"),
+            (false, ..) => "ended".to_owned(),
         };
         let age = self.started.map_or_else(String::new, |started| format!(", started {} ago", duration(now - started)));
         let command = self.command.as_ref().map(|words| words.join(" ")).unwrap_or_default();

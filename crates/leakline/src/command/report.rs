@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anstream::stream::RawStream;
 use clap::{Args, ValueEnum};
 
+use super::owner::Owner;
 use super::{Global, print, say};
 use crate::analyze;
 use crate::analyze::evidence::Evidence;
 use crate::failure::{Exit, Failure};
 use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
-use crate::runs::Run;
+use crate::runs::{Run, Runs};
 
 /// Say why a server's memory grows
 ///
@@ -46,9 +47,20 @@ enum Kind {
 impl Report {
     /// Prints the report.
     pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
-        let run = self.run(global)?;
-        let findings = of(&run)?;
-        print(&printed(&findings, &run, global, &std::io::stdout()))?;
+        // Root's look at the tables of somebody's server is no more than their owner's.
+        let owner = self.of.as_ref().and_then(|of| of.parse().ok()).map(Owner::of_process);
+        let read = || {
+            let run = self.run(global, owner.as_ref())?;
+            let findings = of(&run)?;
+            if run.record.as_ref().is_some_and(|record| record.attached) {
+                // `leakline run` does so while its server runs; here nobody else is there to do it.
+                run.keep_latest();
+            }
+            let text = printed(&findings, &run, global, &std::io::stdout());
+            Ok((findings, text))
+        };
+        let (findings, text) = owner.as_ref().map_or_else(read, |owner| owner.act(read))?;
+        print(&text)?;
         let found = self.fail_on.is_some_and(|kind| {
             let kind = match kind {
                 Kind::Leak => "leak",
@@ -59,11 +71,13 @@ impl Report {
         Ok(if found { Exit::Found } else { Exit::Done }.into())
     }
 
-    fn run(&self, global: &Global) -> Result<Run, Failure> {
-        match &self.of {
-            None => global.runs()?.latest(),
-            Some(of) => match of.parse() {
-                Ok(pid) => global.runs()?.of_pid(pid),
+    /// The run of the process that `owner` owns, or whichever else is meant.
+    fn run(&self, global: &Global, owner: Option<&Owner>) -> Result<Run, Failure> {
+        match (&self.of, owner) {
+            (None, _) => global.runs()?.latest(),
+            (Some(of), None) => Run::open(Path::new(of)),
+            (Some(of), Some(owner)) => match of.parse() {
+                Ok(pid) => Runs::open(&global.dir_of(owner))?.of_pid(pid),
                 Err(_) => Run::open(Path::new(of)),
             },
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use super::effort::Effort;
 use super::{Global, report, say};
 use crate::failure::Failure;
 use crate::runs::{Run as Recorded, Runs, Watch};
@@ -29,18 +30,8 @@ Examples:
   leakline run -- flask --app app run
   leakline run --exact -- python manage.py runserver --noreload")]
 pub struct Run {
-    /// Record every allocation instead of a sample: for short runs and tests, slow
-    #[arg(long)]
-    exact: bool,
-    /// Processor time that recording may take, in percent of one core
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.5, value_parser = percent, conflicts_with = "exact")]
-    budget: f64,
-    /// Size of each process's table in MiB; when it is full, samples are thinned
-    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=1024))]
-    table: u64,
-    /// How many runs to keep, this one included
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    keep: u64,
+    #[command(flatten)]
+    effort: Effort,
     /// The server's command line
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -78,16 +69,16 @@ impl Run {
     /// Makes the run's folder, and says what the server has to be told.
     fn prepare(&self, global: &Global) -> Result<(Recorded, Environment), Failure> {
         let runs = Runs::create(&global.dir())?;
-        runs.prune(self.keep as usize - 1);
+        runs.prune(self.effort.keep as usize - 1);
         let agent = Source::find()?.install(runs.dir())?;
         let argv = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let run = runs.begin(argv, limit::of(std::process::id()))?;
         let recording = Recording {
             agent,
             tables: run.folder.clone(),
-            table_bytes: self.table << 20,
-            budget: self.budget / 100.0,
-            exact: self.exact,
+            table_bytes: self.effort.table_bytes(),
+            budget: self.effort.budget(),
+            exact: self.effort.exact,
         };
         match recording.environment() {
             Ok(environment) => Ok((run, environment)),
@@ -122,12 +113,5 @@ fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure
 fn note(done: Result<(), Failure>) {
     if let Err(failure) = done {
         say(&failure.to_string());
-    }
-}
-
-fn percent(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
-        _ => Err("a percentage above 0 and up to 100".into()),
     }
 }

@@ -40,6 +40,12 @@ impl Mapped {
         Ok(Self::by_files(files, process.exe().ok().as_deref()))
     }
 
+    /// Is this the file of an agent, by its name?
+    pub fn is_agent(file: &Path) -> bool {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("agent-") && name.ends_with(".so")
+    }
+
     fn by_files(files: impl Iterator<Item = PathBuf>, executable: Option<&Path>) -> Self {
         let mut mapped = Self { minor: None, shared: false, musl: false, allocator: None, agent: false };
         for file in files {
@@ -53,7 +59,7 @@ impl Mapped {
                 mapped.allocator = Some(name.clone().into_owned());
             }
             mapped.musl |= name.starts_with("ld-musl");
-            mapped.agent |= name.starts_with("agent-") && name.ends_with(".so");
+            mapped.agent |= Self::is_agent(&file);
         }
         let name = executable.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         mapped.minor = mapped.minor.or_else(|| name.strip_prefix("python3.").and_then(leading_number));

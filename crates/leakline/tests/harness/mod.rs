@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
@@ -92,14 +92,22 @@ impl Server {
     pub fn start_with(options: &[String], command: &[OsString], at: &Path, port: u16) -> Server {
         build_agent();
         let folder = folder("server");
+        let mut launcher = Command::new(LEAKLINE);
+        launcher.arg("--dir").arg(folder.join("tables")).arg("run").args(options).arg("--").args(command);
+        Server::launch(launcher, folder, at, port)
+    }
+
+    /// The same, but by itself: `leakline attach` may come to it later. Its process is its own launcher.
+    pub fn start_alone(command: &[OsString], at: &Path, port: u16) -> Server {
+        build_agent();
+        let mut launcher = Command::new(&command[0]);
+        launcher.args(&command[1..]);
+        Server::launch(launcher, folder("server"), at, port)
+    }
+
+    fn launch(mut launcher: Command, folder: PathBuf, at: &Path, port: u16) -> Server {
         let log = File::create(folder.join("log")).unwrap();
-        let launcher = Command::new(LEAKLINE)
-            .arg("--dir")
-            .arg(folder.join("tables"))
-            .arg("run")
-            .args(options)
-            .arg("--")
-            .args(command)
+        let launcher = launcher
             .current_dir(at)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::null())
@@ -118,6 +126,11 @@ impl Server {
     /// Everything that the server and `leakline run` have written.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.folder.join("log")).unwrap()).into_owned()
+    }
+
+    /// Runs leakline with the server's folder of tables.
+    pub fn leakline(&self, arguments: &[&str]) -> Output {
+        Command::new(LEAKLINE).arg("--dir").arg(self.folder.join("tables")).args(arguments).output().unwrap()
     }
 
     /// Process id of `leakline run`.
@@ -151,12 +164,7 @@ impl Server {
 
     /// The report as it stands, from the tables.
     pub fn report(&self) -> Value {
-        let report = Command::new(LEAKLINE)
-            .arg("--dir")
-            .arg(self.folder.join("tables"))
-            .args(["report", "--json", &self.launcher.id().to_string()])
-            .output()
-            .unwrap();
+        let report = self.leakline(&["report", "--json", &self.launcher.id().to_string()]);
         let said = String::from_utf8_lossy(&report.stderr);
         assert!(report.status.success(), "leakline report: {said}\n{}", self.log());
         serde_json::from_slice(&report.stdout).unwrap()
@@ -164,9 +172,7 @@ impl Server {
 
     /// Whether `leakline report --fail-on KIND` fails, with the exit code that says so.
     pub fn fails_on(&self, kind: &str) -> bool {
-        let mut report = Command::new(LEAKLINE);
-        report.arg("--dir").arg(self.folder.join("tables")).args(["report", "--fail-on", kind]);
-        let report = report.arg(self.launcher.id().to_string()).output().unwrap();
+        let report = self.leakline(&["report", "--fail-on", kind, &self.launcher.id().to_string()]);
         match report.status.code() {
             Some(0) => false,
             Some(3) => true,

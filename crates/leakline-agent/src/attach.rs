@@ -1,0 +1,142 @@
+//! How a command that came later brings the agent into a running process, and out of it again.
+//!
+//! `leakline attach` stops the main thread at a place where it holds none of the C library's locks, lets it load this
+//! library, and calls the functions below in it, one after the other:
+//!
+//! ```text
+//! leakline_prepare   nothing is changed yet: is this a Python that we know? where do our hooks go on?
+//!                    (the command stops the other threads and puts jumps to our hooks into the allocator)
+//! leakline_begin     asks the interpreter for the call from which the agent is installed, as under `leakline run`
+//! leakline_leave     ends the recording and asks for the call that takes the hooks and the shim out
+//!                    (the command takes the jumps back; this library stays mapped, since threads may be in it)
+//! ```
+//!
+//! None of them may wait for the GIL, which another thread may hold for long.
+
+use crate::{config, fork, hooks, python, recorder, requests, sampler, sockets, table};
+use leakline_table::attachment::{Attachment, FUNCTIONS, State};
+use std::ffi::CStr;
+use std::sync::atomic::Ordering;
+
+/// What the command reads and writes, under the name `leakline_table::attachment::SYMBOL`.
+#[unsafe(export_name = "leakline_attachment")]
+pub static ATTACHMENT: Attachment = Attachment::new();
+
+/// Done.
+const DONE: u64 = 0;
+/// Not now: somebody is at work in the recorder.
+const BUSY: u64 = 1;
+/// Never, for the reason that is written down.
+const REFUSED: u64 = 2;
+
+fn is(state: State) -> bool {
+    ATTACHMENT.state.load(Ordering::Acquire) == state as u32
+}
+
+fn set(state: State) {
+    ATTACHMENT.state.store(state as u32, Ordering::Release);
+}
+
+/// Was the agent loaded when the program started? Then its names are everybody's; those of a library that is loaded
+/// later are its own.
+pub(crate) fn came_with_the_program() -> bool {
+    const NAME: &CStr = c"leakline_prepare";
+    // SAFETY: a C string.
+    let is_known = unsafe { !libc::dlsym(libc::RTLD_DEFAULT, NAME.as_ptr()).is_null() };
+    if is_known {
+        set(State::Preloaded);
+    }
+    is_known
+}
+
+/// See the drawing above.
+#[unsafe(no_mangle)]
+pub extern "C" fn leakline_prepare() -> u64 {
+    if is(State::Refused) {
+        set(State::Loaded);
+    }
+    config::load_attached(&ATTACHMENT);
+    if !python::api::load() {
+        if !is(State::Refused) {
+            refuse("this process has no Python whose names are known to it", "");
+        }
+        return REFUSED;
+    }
+    let next = |name: &CStr| {
+        let place = FUNCTIONS.iter().position(|known| known.as_bytes() == name.to_bytes())?;
+        Some(ATTACHMENT.next[place].load(Ordering::Relaxed) as usize)
+    };
+    if !hooks::native::go_on_at(next) || !hooks::socket::go_on_at(next) {
+        refuse("it and the command are not of one leakline", "");
+        return REFUSED;
+    }
+    DONE
+}
+
+/// See the drawing above.
+#[unsafe(no_mangle)]
+pub extern "C" fn leakline_begin() -> u64 {
+    fork::watch();
+    hooks::native::try_relays();
+    set(State::Asked);
+    sampler::await_interpreter();
+    // Where it can't be asked yet, it is asked from within malloc, as under `leakline run`.
+    sampler::look_for_interpreter();
+    DONE
+}
+
+/// See the drawing above.
+#[unsafe(no_mangle)]
+pub extern "C" fn leakline_leave() -> u64 {
+    let Some(mut recorder) = recorder::enter() else { return BUSY };
+    if python::ask_to_remove() == python::Answer::NotYet {
+        return BUSY;
+    }
+    set(State::Leaving);
+    sampler::stop();
+    if let Some(writer) = recorder.writer() {
+        // The collector can't be asked without the GIL, and what it did last second matters little.
+        writer.tick(&requests::moment(0));
+    }
+    sockets::forget_all();
+    table::close(&mut recorder);
+    sampler::begin_anew();
+    DONE
+}
+
+/// Whoever attached is told, and nobody else. False where the agent came with the program.
+pub(crate) fn refuse(reason: &str, detail: &str) -> bool {
+    if is(State::Preloaded) {
+        return false;
+    }
+    // SAFETY: one thread refuses, and the command reads it after the state tells so.
+    let room = unsafe { &mut *ATTACHMENT.reason.get() };
+    room.fill(0);
+    let bytes = [reason, detail].into_iter().flat_map(str::bytes);
+    let length = room.len() - 1;
+    room[..length].iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+    set(State::Refused);
+    true
+}
+
+/// Is the agent still to be installed? Whoever detached before it could be has had it called off.
+pub(crate) fn is_awaited() -> bool {
+    is(State::Asked) || is(State::Preloaded)
+}
+
+/// It is installed.
+pub(crate) fn has_come_in() {
+    if is(State::Asked) {
+        set(State::Recording);
+    }
+}
+
+/// Is it to be taken out? Whoever attached again in the meantime has had that called off.
+pub(crate) fn is_leaving() -> bool {
+    is(State::Leaving)
+}
+
+/// It is out.
+pub(crate) fn has_left() {
+    set(State::Left);
+}

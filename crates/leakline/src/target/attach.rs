@@ -1,0 +1,524 @@
+//! From a server that runs already to one with the agent in it, and back.
+//!
+//! The process's main thread is stopped where it holds no lock (`safe`), and made to load the agent and to call its
+//! functions (`thread`, and the agent's `attach.rs`, which has the sequence). For a moment all other threads are stopped,
+//! too, while jumps to the agent's hooks are put into the allocator's functions (`jumps`). Then everything goes on, and
+//! the agent waits for the interpreter to let it in. Whatever fails on the way is undone.
+//!
+//! What is left in the process after `detach` is the agent's library and a page of stubs, because a thread may have been
+//! in the middle of them; nothing leads to them any more.
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::mem::offset_of;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use leakline_table::attachment::{Attachment, FUNCTIONS, REASON_BYTES, SYMBOL, State, TABLES_BYTES, VERSION};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+
+use crate::failure::{Exit, Failure};
+use examine::{Target, forbidden, gone};
+use jumps::Jump;
+use memory::{Library, Memory};
+use safe::Places;
+use thread::{Caller, Thread, Trouble};
+
+pub mod examine;
+mod jumps;
+mod memory;
+mod safe;
+mod thread;
+
+/// What the agent is to do.
+pub struct Wishes<'w> {
+    /// Its file.
+    pub agent: &'w Path,
+    /// The run's folder, in which each process makes its table.
+    pub tables: &'w Path,
+    /// Bytes of a table.
+    pub table_bytes: u64,
+    /// The share of one core that recording may take.
+    pub budget: f64,
+    /// Record every allocation instead of a sample.
+    pub exact: bool,
+}
+
+/// What was done to a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// How long its main thread was stopped.
+    pub stopped: Duration,
+    /// How many threads it has.
+    pub threads: usize,
+    /// It is done. Otherwise the interpreter will do the rest as soon as its main thread executes bytecode again.
+    pub complete: bool,
+}
+
+/// The agent's functions answer so.
+const DONE: u64 = 0;
+const BUSY: u64 = 1;
+
+/// How long a thread may take to come to a place where it is safe to stop it.
+const SAFE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long we wait for the interpreter. It lets the agent in when its main thread wakes up.
+const INTERPRETER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the agent in this process is doing; `None` where there is none.
+pub fn state(target: &Target) -> Option<State> {
+    let memory = Memory::open(target.pid).ok()?;
+    let states = target.agents.iter().filter_map(|file| Agent::present(target, file)?.state(&memory).ok());
+    // An older leakline's agent may have been left behind.
+    states.max_by_key(|state| matches!(state, State::Preloaded | State::Asked | State::Recording))
+}
+
+/// Brings the agent into the process.
+pub fn attach(target: &Target, wishes: &Wishes) -> Result<Outcome, Failure> {
+    let _held = HeldSignals::hold();
+    let pid = target.pid;
+    match state(target) {
+        Some(State::Preloaded) => return Err(already(pid, "was started by `leakline run`")),
+        Some(State::Asked | State::Recording) => return Err(already(pid, "is being recorded")),
+        _ => {}
+    }
+    let mut session = Session::open(target)?;
+    let mut outcome = session.bring_in(wishes)?;
+    outcome.complete = match session.await_state(|state| state != State::Asked) {
+        Some(State::Refused) => {
+            let reason = session.agent.as_ref().map(|agent| agent.reason(&session.memory)).unwrap_or_default();
+            session.bring_out(false)?;
+            return Err(refused(pid, &reason));
+        }
+        Some(state) => state != State::Asked,
+        None => return Err(gone(pid)),
+    };
+    Ok(outcome)
+}
+
+/// Takes the agent out of the process.
+pub fn detach(target: &Target) -> Result<Outcome, Failure> {
+    let _held = HeldSignals::hold();
+    let pid = target.pid;
+    match state(target) {
+        Some(State::Asked | State::Recording | State::Leaving) => {}
+        Some(State::Preloaded) => {
+            return Err(already(pid, "was started by `leakline run`, and is recorded to its end"));
+        }
+        _ => return Err(already(pid, "is not being recorded")),
+    }
+    let mut session = Session::open(target)?;
+    let mut outcome = session.bring_out(true)?;
+    outcome.complete = session.await_state(|state| state == State::Left) == Some(State::Left);
+    Ok(outcome)
+}
+
+fn already(pid: u32, what: &str) -> Failure {
+    Failure::new(Exit::Already, format!("process {pid} {what}"), "see `leakline list` and `leakline report`")
+}
+
+fn refused(pid: u32, reason: &str) -> Failure {
+    let what = format!("process {pid} goes on without the agent: {reason}");
+    Failure::new(Exit::Unsupported, what, "see what would work with `leakline doctor`")
+}
+
+/// While a process is stopped, nobody may end us: Ctrl-C waits. And nobody comes before us, as far as that is ours to
+/// say: each time that we wait for a processor the server waits, too.
+struct HeldSignals(SigSet);
+
+impl HeldSignals {
+    fn hold() -> Self {
+        // SAFETY: has no preconditions. Only root may; for others it stays as it is.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD];
+        let held = signals.into_iter().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        Self(held.unwrap_or_else(|_| SigSet::empty()))
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+        // It was valid before.
+        let _ = self.0.thread_set_mask();
+    }
+}
+
+/// The agent's library in the process.
+struct Agent(Library);
+
+impl Agent {
+    /// One that is mapped from this file already.
+    fn present(target: &Target, file: &Path) -> Option<Self> {
+        target.maps.load(file).map(Self)
+    }
+
+    fn attachment(&self) -> Option<u64> {
+        self.0.address(SYMBOL)
+    }
+
+    fn field(&self, offset: usize) -> io::Result<u64> {
+        let start = self.attachment().ok_or_else(|| io::Error::other("this agent is of a leakline without attach"))?;
+        Ok(start + offset as u64)
+    }
+
+    fn state(&self, memory: &Memory) -> io::Result<State> {
+        if memory.half(self.field(offset_of!(Attachment, version))?)? != VERSION {
+            return Err(io::Error::other("this agent is of another leakline"));
+        }
+        let number = memory.half(self.field(offset_of!(Attachment, state))?)?;
+        State::from_number(number).ok_or_else(|| io::Error::other("this agent is damaged"))
+    }
+
+    fn reason(&self, memory: &Memory) -> String {
+        let at = self.field(offset_of!(Attachment, reason)).unwrap_or(0);
+        memory.text(at, REASON_BYTES)
+    }
+
+    fn put(&self, memory: &Memory, offset: usize, word: u64) -> io::Result<()> {
+        memory.write(self.field(offset)?, &word.to_le_bytes())
+    }
+
+    fn stubs(&self, memory: &Memory) -> io::Result<u64> {
+        memory.word(self.field(offset_of!(Attachment, stubs))?)
+    }
+}
+
+/// A process at work on.
+struct Session<'t> {
+    target: &'t Target,
+    memory: Memory,
+    places: Places,
+    agent: Option<Agent>,
+}
+
+impl<'t> Session<'t> {
+    fn open(target: &'t Target) -> Result<Self, Failure> {
+        let memory = Memory::open(target.pid).map_err(|_| forbidden(target.pid))?;
+        let mut c_library = target.maps.code(&target.c_library.file);
+        // Before glibc 2.34 the waits of threads were in a library of their own.
+        let threads = target
+            .maps
+            .files()
+            .into_iter()
+            .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libpthread")));
+        c_library.extend(threads.into_iter().flat_map(|file| target.maps.code(file)));
+        let places = Places { c_library, interpreter: target.python.range("_PyEval_EvalFrameDefault") };
+        let mut agents = target.agents.iter().filter_map(|file| Agent::present(target, file));
+        let agent = agents.rfind(|agent| agent.state(&memory).is_ok());
+        Ok(Self { target, memory, places, agent })
+    }
+
+    fn failed(&self, doing: &str, trouble: &dyn std::fmt::Display) -> Failure {
+        let what = format!("cannot {doing} process {}: {trouble}; it goes on as it was", self.target.pid);
+        Failure::new(Exit::Error, what, "try again, or start the server with `leakline run`")
+    }
+
+    /// The main thread, stopped at a safe place.
+    fn main_thread(&self) -> Result<(Thread, Instant), Failure> {
+        let mut thread = Thread::seize(self.target.pid as i32).map_err(|trouble| match trouble {
+            Trouble::System(_, error) if error.raw_os_error() == Some(libc::EPERM) => forbidden(self.target.pid),
+            _ => gone(self.target.pid),
+        })?;
+        let began = Instant::now();
+        let mut pause = Duration::from_micros(500);
+        loop {
+            let stopped = Instant::now();
+            match self.is_at_safe_place(&mut thread) {
+                Ok(true) => return Ok((thread, stopped)),
+                Ok(false) if began.elapsed() < SAFE_PATIENCE => {}
+                Ok(false) => {
+                    let why = Trouble::Late("come to a place where it is safe to stop it");
+                    return Err(self.failed("stop", &why));
+                }
+                Err(Trouble::Ended) => return Err(gone(self.target.pid)),
+                Err(trouble) => return Err(self.failed("stop", &trouble)),
+            }
+            thread.resume(None).map_err(|trouble| self.failed("stop", &trouble))?;
+            sleep(pause);
+            // Neither in step with what it does over and over, nor more than a small part of its time.
+            pause = (pause * 5 / 4).min(Duration::from_millis(20));
+        }
+    }
+
+    fn is_at_safe_place(&self, thread: &mut Thread) -> Result<bool, Trouble> {
+        thread.stop()?;
+        let registers = thread.registers()?;
+        let mut before = [0; 2];
+        // Where that can't be read there is no system call.
+        let _ = self.memory.read(registers.rip.wrapping_sub(2), &mut before);
+        Ok(self.places.is_safe(&registers, before))
+    }
+
+    /// Loads the agent where there is none, leads the allocator to it, and makes it ask the interpreter to be let in.
+    fn bring_in(&mut self, wishes: &Wishes) -> Result<Outcome, Failure> {
+        let file = fs::read(wishes.agent).map_err(|error| Failure::io("read", wishes.agent, &error))?;
+        let fresh = Library::at(&file, 0, wishes.agent)
+            .ok_or_else(|| self.failed("attach to", &"the agent is no library for x86-64"))?;
+        // Whichever file it came from, only the same agent is used again.
+        let present = self.agent.take().filter(|agent| agent.0.file.file_name() == wishes.agent.file_name());
+        let (mut thread, stopped) = self.main_thread()?;
+        let done = Caller::new(&mut thread, &self.memory)
+            .map_err(|trouble| self.failed("attach to", &trouble))
+            .and_then(|mut caller| self.bring_in_by(&mut caller, present, fresh, wishes));
+        thread.release();
+        let stopped = stopped.elapsed();
+        let (agent, threads) = done?;
+        self.agent = Some(agent);
+        Ok(Outcome { stopped, threads, complete: false })
+    }
+
+    fn bring_in_by(
+        &self,
+        caller: &mut Caller,
+        present: Option<Agent>,
+        fresh: Library,
+        wishes: &Wishes,
+    ) -> Result<(Agent, usize), Failure> {
+        let mut loaded = None;
+        let agent = match present {
+            Some(agent) => agent,
+            None => {
+                let (handle, agent) = self.load(caller, fresh, wishes.agent)?;
+                loaded = Some(handle);
+                agent
+            }
+        };
+        let prepared = self.prepare(caller, &agent, wishes);
+        let jumps = match prepared {
+            Ok(jumps) => jumps,
+            Err(failure) => {
+                // Nothing leads to it yet, so it may go again.
+                let close = self.target.c_library.address("dlclose");
+                if let (Some(handle), Some(close)) = (loaded, close) {
+                    if let Ok(page @ 1..) = agent.stubs(&self.memory) {
+                        self.unmap(caller, page);
+                    }
+                    let _ = caller.call(close, &[handle]);
+                }
+                return Err(failure);
+            }
+        };
+        let threads = self.with_others_stopped(&jumps, |memory| {
+            let put = jumps.iter().try_for_each(|jump| jump.put_in(memory));
+            if put.is_err() {
+                // A failure here is the same one, on what was not changed either.
+                jumps.iter().for_each(|jump| _ = jump.take_out(memory));
+            }
+            put
+        })?;
+        let begin = self.function(&agent, "leakline_begin")?;
+        if let Err(trouble) = caller.call(begin, &[]) {
+            self.with_others_stopped(&jumps, |memory| jumps.iter().try_for_each(|jump| jump.take_out(memory)))?;
+            return Err(self.failed("attach to", &trouble));
+        }
+        Ok((agent, threads))
+    }
+
+    /// Makes the process load the agent; the loader's handle, and the library where it lies.
+    fn load(&self, caller: &mut Caller, fresh: Library, file: &Path) -> Result<(u64, Agent), Failure> {
+        let loader = self.target.maps.library("libdl.so.2").or_else(|| self.target.maps.library("libdl-2."));
+        let find = |name: &str| {
+            self.target.c_library.address(name).or_else(|| loader.as_ref().and_then(|library| library.address(name)))
+        };
+        let open = find("dlopen").ok_or_else(|| self.failed("attach to", &"it has no dlopen"))?;
+        let mode = (libc::RTLD_NOW | libc::RTLD_LOCAL) as u64;
+        let handle = caller
+            .call_with_text(open, file.as_os_str().as_bytes(), &[mode])
+            .map_err(|trouble| self.failed("attach to", &trouble))?;
+        if handle == 0 {
+            let why = find("dlerror").and_then(|error| caller.call(error, &[]).ok());
+            let why = why.map(|text| self.memory.text(text, 400)).unwrap_or_default();
+            return Err(self.failed("attach to", &format!("its loader says: {why}")));
+        }
+        // glibc's handle is its `struct link_map` (link.h), which begins with what to add to addresses in the file.
+        let base = self.memory.word(handle).map_err(|error| self.failed("attach to", &error))?;
+        Ok((handle, Agent(fresh.moved_to(base))))
+    }
+
+    fn function(&self, agent: &Agent, name: &str) -> Result<u64, Failure> {
+        agent.0.address(name).ok_or_else(|| self.failed("attach to", &format!("its agent has no {name}")))
+    }
+
+    /// Makes the page of stubs where there is none, and tells the agent what it has to know.
+    fn prepare(&self, caller: &mut Caller, agent: &Agent, wishes: &Wishes) -> Result<Vec<Jump>, Failure> {
+        let failed = |error: io::Error| self.failed("attach to", &error);
+        let tables = wishes.tables.as_os_str().as_bytes();
+        if tables.len() >= TABLES_BYTES {
+            return Err(self.failed("attach to", &"the folder's name is too long"));
+        }
+        let text: Vec<u8> = tables.iter().copied().chain([0]).collect();
+        self.memory.write(agent.field(offset_of!(Attachment, tables)).map_err(failed)?, &text).map_err(failed)?;
+        for (offset, word) in [
+            (offset_of!(Attachment, table_bytes), wishes.table_bytes),
+            (offset_of!(Attachment, budget), wishes.budget.to_bits()),
+            (offset_of!(Attachment, exact), u64::from(wishes.exact)),
+        ] {
+            agent.put(&self.memory, offset, word).map_err(failed)?;
+        }
+        let jumps = match agent.stubs(&self.memory).map_err(failed)? {
+            0 => self.make_stubs(caller, agent)?,
+            page => Jump::on_page(&self.memory, page).map_err(failed)?,
+        };
+        let prepare = self.function(agent, "leakline_prepare")?;
+        match caller.call(prepare, &[]) {
+            Ok(DONE) => Ok(jumps),
+            Ok(_) => Err(refused(self.target.pid, &agent.reason(&self.memory))),
+            Err(trouble) => Err(self.failed("attach to", &trouble)),
+        }
+    }
+
+    fn make_stubs(&self, caller: &mut Caller, agent: &Agent) -> Result<Vec<Jump>, Failure> {
+        let failed = |error: io::Error| self.failed("attach to", &error);
+        let c_library = &self.target.c_library;
+        let malloc = c_library.address("malloc").ok_or_else(|| self.failed("attach to", &"it has no malloc"))?;
+        let hole = self.target.maps.hole_near(malloc, jumps::PAGE);
+        let hole = hole.ok_or_else(|| self.failed("attach to", &jumps::Obstacle::TooFar))?;
+        let map = c_library.address("mmap").ok_or_else(|| self.failed("attach to", &"it has no mmap"))?;
+        // Never writable for the process itself; we write to it from outside.
+        let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let page = caller
+            .call(map, &[hole, jumps::PAGE, protection, flags, u64::MAX, 0])
+            .map_err(|trouble| self.failed("attach to", &trouble))?;
+        if page != hole {
+            return Err(self.failed("attach to", &"it can map no page near its C library"));
+        }
+        let made = self.fill_stubs(agent, page);
+        match made.and_then(|jumps| agent.put(&self.memory, offset_of!(Attachment, stubs), page).map(|()| jumps)) {
+            Ok(jumps) => Ok(jumps),
+            Err(error) => {
+                self.unmap(caller, page);
+                Err(failed(error))
+            }
+        }
+    }
+
+    fn fill_stubs(&self, agent: &Agent, page: u64) -> io::Result<Vec<Jump>> {
+        let mut jumps = Vec::<Jump>::new();
+        for (index, name) in FUNCTIONS.iter().enumerate() {
+            let function = self.target.c_library.range(name);
+            let function = function.ok_or_else(|| io::Error::other(format!("its C library has no {name}")))?;
+            let next = offset_of!(Attachment, next) + 8 * index;
+            // There is no hook of malloc_usable_size; ours only ask it. glibc has one function under two names.
+            let Some(hook) = agent.0.address(name) else {
+                agent.put(&self.memory, next, function.start)?;
+                continue;
+            };
+            if let Some(twin) = jumps.iter().find(|jump| jump.function == function.start) {
+                agent.put(&self.memory, next, twin.next())?;
+                continue;
+            }
+            let mut code = vec![0; (function.end - function.start) as usize];
+            self.memory.read(function.start, &mut code)?;
+            let (jump, stub) = Jump::prepare(function.start, &code, hook, Jump::stub(page, index))
+                .map_err(|obstacle| io::Error::other(format!("{name}: {obstacle}")))?;
+            self.memory.write(Jump::stub(page, index), &stub)?;
+            agent.put(&self.memory, next, jump.next())?;
+            jumps.push(jump);
+        }
+        Ok(jumps)
+    }
+
+    fn unmap(&self, caller: &mut Caller, page: u64) {
+        if let Some(unmap) = self.target.c_library.address("munmap") {
+            // A page that stays is nobody's harm.
+            let _ = caller.call(unmap, &[page, jumps::PAGE]);
+        }
+    }
+
+    /// Does something to the process's code while no thread of it runs, and none is in the middle of what changes.
+    fn with_others_stopped(
+        &self,
+        jumps: &[Jump],
+        act: impl FnOnce(&Memory) -> io::Result<()>,
+    ) -> Result<usize, Failure> {
+        let mut others = Vec::new();
+        let mut known = HashSet::from([self.target.pid as i32]);
+        // Threads that run meanwhile may start others.
+        loop {
+            let new: Vec<i32> = threads(self.target.pid).into_iter().filter(|id| known.insert(*id)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for id in new {
+                match Thread::seize(id).and_then(|mut thread| thread.stop().map(|()| thread)) {
+                    Ok(thread) => others.push(thread),
+                    Err(Trouble::Ended) => {}
+                    Err(Trouble::System(_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
+                }
+            }
+        }
+        for thread in &mut others {
+            match leave_midst(thread, jumps) {
+                Ok(()) | Err(Trouble::Ended) => {}
+                Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
+            }
+        }
+        act(&self.memory).map_err(|error| self.failed("change the allocator of", &error))?;
+        Ok(others.len() + 1)
+    }
+
+    /// Makes the agent end its recording, if there is one, and takes the jumps out.
+    fn bring_out(&mut self, records: bool) -> Result<Outcome, Failure> {
+        const TRIES: u32 = 100;
+        let agent = self.agent.as_ref().ok_or_else(|| already(self.target.pid, "is not being recorded"))?;
+        let page = agent.stubs(&self.memory).map_err(|error| self.failed("detach from", &error))?;
+        let jumps = match page {
+            0 => Vec::new(),
+            page => Jump::on_page(&self.memory, page).map_err(|error| self.failed("detach from", &error))?,
+        };
+        let leave = self.function(agent, "leakline_leave")?;
+        for _ in 0..TRIES {
+            let (mut thread, stopped) = self.main_thread()?;
+            let done = Caller::new(&mut thread, &self.memory)
+                .and_then(|mut caller| if records { caller.call(leave, &[]) } else { Ok(DONE) })
+                .map_err(|trouble| self.failed("detach from", &trouble))?;
+            if done == BUSY {
+                thread.release();
+                sleep(Duration::from_millis(1));
+                continue;
+            }
+            let out = |memory: &Memory| jumps.iter().try_for_each(|jump| jump.take_out(memory));
+            let threads = self.with_others_stopped(&jumps, out)?;
+            thread.release();
+            return Ok(Outcome { stopped: stopped.elapsed(), threads, complete: false });
+        }
+        Err(self.failed("detach from", &"its recorder was busy each time"))
+    }
+
+    /// Waits until the agent is in a state of this kind; the last state, `None` where the process is gone.
+    fn await_state(&self, enough: impl Fn(State) -> bool) -> Option<State> {
+        let agent = self.agent.as_ref()?;
+        let began = Instant::now();
+        loop {
+            let state = agent.state(&self.memory).ok()?;
+            if enough(state) || began.elapsed() > INTERPRETER_PATIENCE {
+                return Some(state);
+            }
+            sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Lets a thread that is between the bytes of a jump step out of there.
+fn leave_midst(thread: &mut Thread, jumps: &[Jump]) -> Result<(), Trouble> {
+    let is_between = |address: u64| jumps.iter().any(|jump| jump.between().contains(&address));
+    // Instructions of a byte at least.
+    for _ in 0..jumps::JUMP {
+        if !is_between(thread.registers()?.rip) {
+            return Ok(());
+        }
+        thread.step()?;
+    }
+    if is_between(thread.registers()?.rip) { Err(Trouble::Late("leave the allocator's first bytes")) } else { Ok(()) }
+}
+
+/// The threads of a process.
+fn threads(pid: u32) -> Vec<i32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}

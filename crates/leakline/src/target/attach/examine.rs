@@ -1,0 +1,152 @@
+//! From a process id to a process that the agent can be brought into, or to the reason why it can't, before anything is
+//! done to it.
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+use procfs::process::Process;
+
+use super::memory::{Library, Maps};
+use crate::failure::{Exit, Failure};
+use crate::target::python::{KNOWN, Mapped};
+
+/// A process that looks as if it could be attached to.
+pub struct Target {
+    /// Process id.
+    pub pid: u32,
+    /// Whose it is.
+    pub user: u32,
+    /// That user's group.
+    pub group: u32,
+    /// What it has mapped.
+    pub maps: Maps,
+    /// glibc.
+    pub c_library: Library,
+    /// The program or the library that is CPython.
+    pub python: Library,
+    /// The agents that it has loaded already.
+    pub agents: Vec<PathBuf>,
+}
+
+impl Target {
+    /// Looks at the process, without touching it.
+    pub fn examine(pid: u32) -> Result<Self, Failure> {
+        let process = Process::new(pid as i32).map_err(|_| gone(pid))?;
+        let status = process.status().map_err(|_| gone(pid))?;
+        is_undisturbed(pid, &status)?;
+        let user = status.euid;
+        if !geteuid().is_root() && user != geteuid().as_raw() {
+            let what = format!("process {pid} belongs to user {user}");
+            return Err(Failure::new(Exit::Permission, what, "run leakline as that user or as root"));
+        }
+        is_x86_64(pid)?;
+        shares_our_files(pid)?;
+        let maps = Maps::of(pid).map_err(|_| forbidden(pid))?;
+        let mapped = Mapped::of(pid)?;
+        let unsupported = |what: String, next: &str| Err(Failure::new(Exit::Unsupported, what, next));
+        if mapped.musl {
+            return unsupported(format!("process {pid} uses musl; the agent needs glibc"), "run it on a glibc image");
+        }
+        let Some(c_library) = maps.library("libc.so.6").or_else(|| maps.library("libc-2.")) else {
+            let what = format!("process {pid} is linked statically: it has no loader that could load the agent");
+            return unsupported(what, "see which processes are Pythons with `ps -ef`");
+        };
+        let executable = process.exe().map_err(|_| forbidden(pid))?;
+        let python = maps.load(&executable).filter(is_python).or_else(|| maps.library("libpython3").filter(is_python));
+        let Some(python) = python else {
+            return unsupported(format!("process {pid} has no CPython in it"), "name a process that runs Python");
+        };
+        if let Some(minor) = mapped.minor.filter(|minor| !KNOWN.contains(minor)) {
+            let known = format!("CPython 3.{} to 3.{}", KNOWN.start(), KNOWN.end());
+            return unsupported(format!("process {pid} runs Python 3.{minor}"), &format!("{known} are supported"));
+        }
+        if let Some(allocator) = mapped.allocator {
+            let what = format!("{allocator} stands in for glibc's malloc in process {pid}");
+            return unsupported(what, "start the server with `leakline run` instead");
+        }
+        let is_agent = |file: &&Path| Mapped::is_agent(file);
+        let agents = maps.files().into_iter().filter(is_agent).map(Path::to_owned).collect();
+        let group = status.egid;
+        Ok(Self { pid, user, group, maps, c_library, python, agents })
+    }
+}
+
+fn is_python(library: &Library) -> bool {
+    library.address("Py_IsInitialized").is_some()
+}
+
+/// There is no such process, or no longer.
+pub fn gone(pid: u32) -> Failure {
+    Failure::new(Exit::Gone, format!("there is no process {pid}"), "check the process id")
+}
+
+/// The kernel does not let us trace it.
+pub fn forbidden(pid: u32) -> Failure {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let (why, next) = match scope.trim() {
+        "3" => {
+            (" (kernel.yama.ptrace_scope is 3, until the next boot)", "start the server with `leakline run` instead")
+        }
+        "2" => (" (kernel.yama.ptrace_scope is 2)", "run leakline as root, with CAP_SYS_PTRACE"),
+        "1" if !geteuid().is_root() => {
+            (" (kernel.yama.ptrace_scope is 1)", "run leakline as root, or `sysctl kernel.yama.ptrace_scope=0`")
+        }
+        _ => ("", "run leakline as root, and in a container with CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE)"),
+    };
+    Failure::new(Exit::Permission, format!("the kernel does not let us trace process {pid}{why}"), next)
+}
+
+fn is_undisturbed(pid: u32, status: &procfs::process::Status) -> Result<(), Failure> {
+    if status.tracerpid != 0 {
+        let what = format!("process {pid} is being traced by process {}", status.tracerpid);
+        return Err(Failure::new(Exit::Error, what, "end that debugger or tracer first"));
+    }
+    match status.state.chars().next() {
+        Some('Z' | 'X') => {
+            let what = format!("process {pid} has ended; its parent has not taken notice yet");
+            Err(Failure::new(Exit::Gone, what, "name a process that runs"))
+        }
+        Some('T') => {
+            let next = format!("let it go on first with `kill -CONT {pid}`");
+            Err(Failure::new(Exit::Error, format!("process {pid} is stopped"), next))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_x86_64(pid: u32) -> Result<(), Failure> {
+    /// Where ELF says of how many bits it is and for which machine (elf.h).
+    const CLASS: usize = 4;
+    const MACHINE: usize = 18;
+    let mut header = [0; 20];
+    let mut executable = fs::File::open(format!("/proc/{pid}/exe")).map_err(|_| forbidden(pid))?;
+    executable.read_exact(&mut header).map_err(|_| gone(pid))?;
+    let machine = u16::from_le_bytes([header[MACHINE], header[MACHINE + 1]]);
+    match (header[CLASS], machine) {
+        (2, 62) => Ok(()),
+        (1, _) => {
+            Err(Failure::new(Exit::Unsupported, format!("process {pid} is a 32-bit program"), "the agent needs x86-64"))
+        }
+        _ => Err(Failure::new(
+            Exit::Unsupported,
+            format!("process {pid} is no x86-64 program"),
+            "the agent needs x86-64",
+        )),
+    }
+}
+
+/// The agent's file and the folder of tables have to be where we put them for the process, too.
+fn shares_our_files(pid: u32) -> Result<(), Failure> {
+    let root = fs::metadata(format!("/proc/{pid}/root")).map_err(|_| forbidden(pid))?;
+    let ours = fs::metadata("/").map_err(|_| forbidden(pid))?;
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let same = (root.dev(), root.ino()) == (ours.dev(), ours.ino()) && namespace(&pid.to_string()) == namespace("self");
+    if same {
+        return Ok(());
+    }
+    let what = format!("process {pid} sees other files than we do: it lives in a container or a chroot");
+    let next = "copy leakline into it and run it there (docker cp, docker exec)";
+    Err(Failure::new(Exit::Unsupported, what, next))
+}
