@@ -24,6 +24,8 @@ pub struct Case {
     pub pythons: Vec<String>,
     /// What pip has to install, as a requirements file.
     pub requirements: &'static str,
+    /// Debian's packages that have to be installed beside.
+    pub packages: Vec<String>,
     /// What `leakline run` is told besides the server's command.
     pub options: Vec<String>,
     /// The traffic that brings out its behaviour.
@@ -40,6 +42,8 @@ pub struct Case {
 struct Description {
     story: String,
     pythons: Vec<String>,
+    #[serde(default)]
+    packages: Vec<String>,
     #[serde(default)]
     options: Vec<String>,
     command: String,
@@ -74,6 +78,7 @@ impl Case {
             story: description.story,
             pythons: description.pythons,
             requirements: text("requirements.txt"),
+            packages: description.packages,
             options: description.options,
             traffic,
             command: description.command,

@@ -8,12 +8,14 @@
 //!     N B/request within P %               the size of the leak
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
-//! # expect: balloon ROUTE when OUTCOME, CLAUSE, …
+//! # expect: balloon ROUTE [when OUTCOME] [at FILE:FUNCTION], CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     while PHASE                          what the request was doing
 //!     N bytes within P %                   the height of the peak
 //!     never when OUTCOME                   no request of that outcome, of which there are some, came near
 //!     N bytes read from the service for nobody     so much at least, by requests whose client had left
+//!     N bytes read from the service by one request so much at least
+//!     usually less than N                          of it, by half of the requests
 //! ```
 mod harness;
 
@@ -33,7 +35,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 enum Expected {
     None,
     Leak { route: String, outcome: Option<String>, file: String, function: String, clauses: Vec<Clause> },
-    Balloon { route: String, outcome: String, clauses: Vec<Clause> },
+    Balloon { route: String, outcome: String, place: Option<(String, String)>, clauses: Vec<Clause> },
 }
 
 #[derive(Debug)]
@@ -46,6 +48,8 @@ enum Clause {
     Peak { bytes: f64, within: f64 },
     Never(String),
     ReadForNobody(u64),
+    ReadByOne(u64),
+    Usually(u64),
 }
 
 fn expected(case: &Case) -> Expected {
@@ -57,8 +61,13 @@ fn expected(case: &Case) -> Expected {
     let (what, clauses) = line.split_once(", ").unwrap_or((line, ""));
     let clauses = clauses.split(", ").filter(|clause| !clause.is_empty()).map(clause).collect();
     if let Some(balloon) = what.strip_prefix("balloon ") {
-        let (route, outcome) = balloon.split_once(" when ").unwrap_or_else(|| panic!("{line}"));
-        return Expected::Balloon { route: route.to_owned(), outcome: outcome.to_owned(), clauses };
+        let (balloon, place) = match balloon.split_once(" at ") {
+            Some((balloon, place)) => (balloon, Some(place.split_once(':').unwrap_or_else(|| panic!("{line}")))),
+            None => (balloon, None),
+        };
+        let (route, outcome) = balloon.split_once(" when ").unwrap_or((balloon, "any"));
+        let place = place.map(|(file, function)| (file.to_owned(), function.to_owned()));
+        return Expected::Balloon { route: route.to_owned(), outcome: outcome.to_owned(), place, clauses };
     }
     let leak = what.strip_prefix("leak ").and_then(|what| what.split_once(" at ")).unwrap_or_else(|| panic!("{line}"));
     let (file, function) = leak.1.split_once(':').unwrap_or_else(|| panic!("{line}"));
@@ -80,6 +89,10 @@ fn clause(text: &str) -> Clause {
             Clause::Kept { path: path.to_owned(), within: number(percent) / 100.0 }
         }
         ["share", percent, "%"] => Clause::Share(number(percent) / 100.0),
+        [bytes, "bytes", "read", "from", "the", "service", "by", "one", "request"] => {
+            Clause::ReadByOne(number(bytes) as u64)
+        }
+        ["usually", "less", "than", bytes] => Clause::Usually(number(bytes) as u64),
         ["while", phase] => Clause::While(phase.to_owned()),
         [bytes, "bytes", "within", percent, "%"] => {
             Clause::Peak { bytes: number(bytes), within: number(percent) / 100.0 }
@@ -147,8 +160,21 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
     }
     let (route, outcome, file, function, clauses) = match expected {
         Expected::Leak { route, outcome, file, function, clauses } => (route, outcome, file, function, clauses),
-        Expected::Balloon { route, outcome, clauses } => {
-            return compare_balloon(route, outcome, clauses, service, findings);
+        Expected::Balloon { route, outcome, place, clauses } => {
+            let [finding] = &findings[..] else {
+                return Err(format!("{} findings instead of one balloon", findings.len()));
+            };
+            for (key, expected) in [("kind", "balloon"), ("route", route), ("outcome", outcome)] {
+                if finding[key] != expected {
+                    return Err(format!("{key} is {}, and not {expected}", finding[key]));
+                }
+            }
+            if let Some((file, function)) =
+                place.as_ref().filter(|place| !is(&finding["application"], &place.0, &place.1))
+            {
+                return Err(format!("{file}:{function} is not named"));
+            }
+            return compare_balloon(clauses, service, finding);
         }
         Expected::None => {
             // That a cache is called a cache is right.
@@ -195,20 +221,12 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
     Ok(())
 }
 
-/// A balloon is the only finding, and it is this one.
-fn compare_balloon(
-    route: &str,
-    outcome: &str,
-    clauses: &[Clause],
-    service: Option<&str>,
-    findings: &[Value],
-) -> Result<(), String> {
-    let [finding] = findings else { return Err(format!("{} findings instead of one balloon", findings.len())) };
-    for (key, expected) in [("kind", "balloon"), ("route", route), ("outcome", outcome)] {
-        if finding[key] != expected {
-            return Err(format!("{key} is {}, and not {expected}", finding[key]));
-        }
-    }
+/// A balloon is the only finding; is it this one?
+fn compare_balloon(clauses: &[Clause], service: Option<&str>, finding: &Value) -> Result<(), String> {
+    let of_service = |count: &str| {
+        let socket = find(&finding["sockets"], "peer", service.ok_or("the case has no service")?)?;
+        socket[count].as_u64().ok_or_else(|| format!("{count} is missing"))
+    };
     for clause in clauses {
         match clause {
             Clause::In(package) => passes_through(finding, package)?,
@@ -222,12 +240,9 @@ fn compare_balloon(
                     return Err(format!("{outcome} is not named innocent: {of_outcome}"));
                 }
             }
-            Clause::ReadForNobody(bytes) => {
-                let socket = find(&finding["sockets"], "peer", service.ok_or("the case has no service")?)?;
-                if socket["after_client_left"].as_u64().unwrap_or(0) < *bytes {
-                    return Err(format!("too little was read for nobody: {socket}"));
-                }
-            }
+            Clause::ReadForNobody(bytes) if of_service("after_client_left")? >= *bytes => {}
+            Clause::ReadByOne(bytes) if of_service("most_read")? >= *bytes => {}
+            Clause::Usually(bytes) if of_service("usual_read")? < *bytes => {}
             _ => return Err(format!("{clause:?} does not hold")),
         }
     }
@@ -288,6 +303,7 @@ cases! {
     slow_timer "slow-timer"
     recycled_dicts "recycled-dicts"
     s3_proxy "s3-proxy"
+    story_site "story-site"
     orphaned_tasks "orphaned-tasks"
     event_stream "healthy/event-stream"
     cyclic_garbage "healthy/cyclic-garbage"

@@ -61,6 +61,9 @@ impl Demo {
             Failure::new(Exit::Usage, format!("there is no case {:?}", self.case), next)
         })?;
         say("case", &format!("{}: {}", case.name, case.story));
+        if !case.packages.is_empty() {
+            say("needs", &format!("Debian's packages {}", case.packages.join(", ")));
+        }
 
         let cache = cache_dir()?;
         let python = environment::python(&self.python, case.requirements, &cache.join("venvs"))?;

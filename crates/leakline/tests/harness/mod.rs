@@ -42,13 +42,17 @@ pub fn folder(name: &str) -> PathBuf {
 }
 
 /// The Python of this version (`3.8`, or `system`) with these requirements installed, or `None` when this machine has
-/// no such CPython, which is said.
+/// no such CPython, or lacks what the case needs beside it, which is said.
 pub fn python(version: &str, requirements: &Path) -> Option<PathBuf> {
     let setup = Command::new(root().join("scripts/setup")).arg(version).arg(requirements).output().unwrap();
     match setup.status.code() {
         Some(0) => Some(String::from_utf8(setup.stdout).unwrap().trim().into()),
         Some(3) => {
             eprintln!("skipped: there is no CPython {version} here");
+            None
+        }
+        Some(4) => {
+            eprint!("{}", String::from_utf8_lossy(&setup.stderr));
             None
         }
         _ => panic!("scripts/setup {version}: {}", String::from_utf8_lossy(&setup.stderr)),
