@@ -36,7 +36,7 @@ def instrument_django(module):
     def name_route(request):
         template = getattr(getattr(request, "resolver_match", None), "route", None)
         if template is not None:
-            native.route("/" + template.lstrip("^"))
+            native.route("/" + template.lstrip("^").rstrip("$"))
 
     def get_response(self, request):
         try:
@@ -61,9 +61,96 @@ def instrument_django(module):
         native.replace(handler, "get_response_async", get_response_async)
 
 
+def instrument_pyramid(module):
+    """Names the pattern that matched. What is found by traversal alone has none."""
+    mapper = module.RoutesMapper
+    original = mapper.__call__
+
+    def __call__(self, request):
+        found = original(self, request)
+        try:
+            route = found["route"]
+            if route is not None:
+                native.route(mount(request.environ) + "/" + route.pattern.lstrip("/"))
+        except Exception:
+            pass
+        return found
+
+    native.replace(mapper, "__call__", __call__)
+
+
+def mount(environ):
+    """Where the server, or an application around this one, has put it."""
+    return environ.get("SCRIPT_NAME", "").rstrip("/")
+
+
+def instrument_falcon(module):
+    """Names the template that matched, for WSGI and ASGI: both applications look their resources up like this."""
+    application = module.App
+    original = application._get_responder
+
+    def _get_responder(self, request):
+        found = original(self, request)
+        try:
+            template = found[3]
+            if template is not None:
+                native.route(request.root_path.rstrip("/") + template)
+        except Exception:
+            pass
+        return found
+
+    native.replace(application, "_get_responder", _get_responder)
+
+
+def instrument_bottle(module):
+    """Names the rule that matched. That of an application which is mounted in another comes after the other's."""
+    router = module.Router
+    original = router.match
+
+    def match(self, environ):
+        found = original(self, environ)
+        try:
+            native.route(mount(environ) + found[0].rule)
+        except Exception:
+            pass
+        return found
+
+    native.replace(router, "match", match)
+
+
+def instrument_cherrypy(module):
+    """Names the path that led to the page handler, and the parameters that the rest of the path is given to."""
+    dispatcher = module.Dispatcher
+    original = dispatcher.find_handler
+
+    def find_handler(self, path):
+        found = original(self, path)
+        try:
+            handler, rest = found
+            if handler is not None:
+                native.route(module.cherrypy.serving.request.script_name + handled(handler, path, len(rest)))
+        except Exception:
+            pass
+        return found
+
+    native.replace(dispatcher, "find_handler", find_handler)
+
+
+def handled(handler, path, rest):
+    names = [name for name in path.split("/") if name]
+    code = getattr(handler, "__code__", None)
+    parameters = code.co_varnames[1 : code.co_argcount] if code is not None else ()
+    given = ["{%s}" % (parameters[at] if at < len(parameters) else at) for at in range(rest)]
+    return "/" + "/".join(names[: len(names) - rest] + given)
+
+
 native.install(
     {
         "werkzeug.routing": instrument_werkzeug,
         "django.core.handlers.base": instrument_django,
+        "pyramid.urldispatch": instrument_pyramid,
+        "falcon.app": instrument_falcon,
+        "bottle": instrument_bottle,
+        "cherrypy._cpdispatch": instrument_cherrypy,
     }
 )

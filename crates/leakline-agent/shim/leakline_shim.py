@@ -126,9 +126,11 @@ def running(kind):
     return None
 
 
-def instrumented(application, files_leave_the_thread=False):
+def instrumented(application, files_leave_the_thread=False, bodies=None):
     """The WSGI application that serves as `application` does and marks where each request begins and ends. Waitress
-    goes on reading a `wsgi.file_wrapper` after it has left the request's thread."""
+    goes on reading a `wsgi.file_wrapper` after it has left the request's thread. `bodies` are the classes of responses,
+    for those that have no length and for those that have."""
+    unsized, sized = bodies or (Body, SizedBody)
 
     def serve(environ, start_response):
         try:
@@ -165,16 +167,16 @@ def instrumented(application, files_leave_the_thread=False):
             raise
         native.phase(handle, STREAMING)
         file_wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(file_wrapper, type) and isinstance(inner, file_wrapper):
+        if isinstance(inner, file_wrapper) if isinstance(file_wrapper, type) else file_wrapper and hasattr(inner, "read"):
             # Servers know their own file wrapper by its type and may hand the file to the kernel, so it must go back
-            # as it is.
+            # as it is. uWSGI's is a function that returns the file.
             if files_leave_the_thread:
                 end(handle, OK)
             else:
                 end_when_closed(inner, handle)
             return inner
         # An `__init__` would cost a thousand instructions more.
-        body = (SizedBody if hasattr(inner, "__len__") else Body)()
+        body = (sized if hasattr(inner, "__len__") else unsized)()
         body._inner = inner
         body._handle = handle
         body._outcome = OK
@@ -423,6 +425,8 @@ def name_and_version(package):
 # Module name to what instruments it, and the modules that were.
 INSTRUMENTS = {}
 INSTRUMENTED = set()
+# Called with the name of each module that is about to be imported, to install what depends on the server's options.
+ANNOUNCE = []
 
 
 def install(instruments):
@@ -451,6 +455,8 @@ class Finder:
         self._asking = set()
 
     def find_spec(self, name, path=None, target=None):
+        for announce in ANNOUNCE:
+            announce(name)
         # Another tool's finder may do as we do and ask us in turn.
         if name not in INSTRUMENTS or name in self._asking:
             return None
@@ -507,3 +513,6 @@ native.withdraw = withdraw
 native.reinstate = reinstate
 native.instrument_application = server
 native.name_server = name_server
+native.serve_wsgi = instrumented
+native.announce = ANNOUNCE
+native.Body = Body

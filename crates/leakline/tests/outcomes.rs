@@ -49,6 +49,19 @@ const TORNADO: &[Page] = &[
     ("/pool/{number}", "GET /pool/(?P<number>[0-9]+)", 230_000),
     ("/later/{number}", "GET /later/([0-9]+)", 220_000),
 ];
+const PLAIN: &[Page] = &[("/sell/{number}", "GET /sell/<id>", 250_000)];
+const REST: &[Page] = &[
+    ("/api/orders/{number}/", "GET /api/orders/(?P<pk>[^/.]+)/", 250_000),
+    ("/lend/{number}", "GET /lend/<int:number>", 240_000),
+];
+const PYRAMID: &[Page] = &[("/sell/{number}", "GET /sell/{number}", 250_000)];
+const FALCON: &[Page] = &[("/sell/{number}", "GET /sell/{number:int}", 250_000)];
+const BOTTLE: &[Page] = &[
+    ("/sell/{number}", "GET /sell/<number:int>", 250_000),
+    ("/branch/order/{number}", "GET /branch/order/<number>", 210_000),
+];
+const CHERRYPY: &[Page] =
+    &[("/sell/{number}", "GET /sell/{number}", 250_000), ("/orders/{number}", "GET /orders/{0}", 210_000)];
 const DJANGO: &[Page] =
     &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/<int:number>", 240_000)];
 
@@ -105,6 +118,7 @@ fn keeps(report: &Value, route: &str, outcomes: [u64; 3], bytes: u64) {
     assert!((exact / 2.0..exact * 2.0).contains(&live), "{route} keeps {exact}, and {live} was found: {report:#}");
 }
 
+/// Runs `python ARGUMENTS`, or `uwsgi …` from the same environment, under leakline on each of these Pythons.
 fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
     for version in versions {
         // A server that failed must not keep the others from running.
@@ -112,8 +126,12 @@ fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
         let Some(python) = harness::python(version, &applications().join("requirements.txt")) else { continue };
         let port = harness::free_port();
         let arguments = arguments.replace("{port}", &port.to_string());
+        let (program, arguments) = match arguments.strip_prefix("uwsgi ") {
+            Some(arguments) => (python.with_file_name("uwsgi"), arguments),
+            None => (python, &*arguments),
+        };
         let command: Vec<_> =
-            [python.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
+            [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
         // Few requests and dense samples.
         let options = ["--budget".to_owned(), "20".to_owned()];
         let server = Server::start_with(&options, &command, &applications(), port);
@@ -204,4 +222,55 @@ fn aiohttp_as_a_worker_of_gunicorn() {
 #[test]
 fn tornado_with_flask_below() {
     check(&["3.11"], "tornado_shop.py {port}", TORNADO);
+}
+
+#[test]
+fn uwsgi_with_a_module() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module flask_shop:app --master --processes 2 \
+                     --enable-threads --threads 2 --die-on-term";
+    check(&["3.11"], arguments, FLASK);
+}
+
+#[test]
+fn uwsgi_with_a_file() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --die-on-term";
+    check(&["3.11"], arguments, PLAIN);
+}
+
+#[test]
+fn uwsgi_with_a_factory() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module plain_shop:make() --die-on-term";
+    check(&["3.11"], arguments, PLAIN);
+}
+
+#[test]
+fn uwsgi_with_rest_framework() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file drf_shop.py --master --lazy-apps --die-on-term";
+    check(&["3.11"], arguments, REST);
+}
+
+#[test]
+fn pyramid() {
+    check(&["3.11"], "-m waitress --listen 127.0.0.1:{port} pyramid_shop:app", PYRAMID);
+}
+
+#[test]
+fn falcon() {
+    check(&["3.11"], "-m gunicorn --bind 127.0.0.1:{port} falcon_shop:app", FALCON);
+}
+
+#[test]
+fn falcon_asgi() {
+    let arguments = "-m uvicorn --port {port} --log-level critical falcon_shop:asgi";
+    check(&["3.11"], arguments, FALCON);
+}
+
+#[test]
+fn bottle() {
+    check(&["3.11"], "-m gunicorn --threads 4 --bind 127.0.0.1:{port} bottle_shop:app", BOTTLE);
+}
+
+#[test]
+fn cherrypy() {
+    check(&["3.11"], "cherrypy_shop.py {port}", CHERRYPY);
 }

@@ -1,0 +1,112 @@
+"""Turns each request that uWSGI serves into a `native.begin` and a `native.end`.
+
+The agent executes this text after `leakline_shim.py`, in a namespace of its own that holds `native`. uWSGI is written in
+C: it takes the application out of the module or the file that its options name, and calls it for ever after. So we are
+there when that module has been executed. An application that is an object is then given a `__call__` of ours by its
+class; a function is replaced in its module, before uWSGI takes it.
+
+uWSGI swallows what goes wrong when it writes to a client, and asks for no more of the response.
+"""
+
+import sys
+from posix import readlink
+
+OK = 0
+ABORTED = 2
+
+
+class Body(native.Body):
+    """A response that uWSGI reads to its end unless the client has gone."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        self._outcome = ABORTED
+        yield from native.Body.__iter__(self)
+        self._outcome = OK
+
+
+def named(kinds):
+    """What uWSGI's options of these kinds name: pairs of a module or file and a callable in it."""
+    options = getattr(sys.modules.get("uwsgi"), "opt", {})
+
+    def values(kind):
+        value = options.get(kind)
+        return [text.decode() for text in (value if isinstance(value, list) else [value]) if isinstance(text, bytes)]
+
+    usual = (values("callable") or ["application"])[-1]
+    for kind in kinds:
+        for text in values(kind):
+            # "/mount=module:callable"
+            place, _, name = text.rpartition("=")[2].partition(":")
+            yield place, name or usual
+
+
+def announce(name):
+    """Uses the options' module as soon as it is imported."""
+    for module, application in named(["module", "wsgi", "mount"]):
+        if module == name:
+            native.install({name: lambda module: observe(vars(module), application)})
+
+
+def instrument_files(importlib):
+    """A file is no module that a finder is asked for. It is executed by `PyImport_ExecCodeModule`, which has the new
+    module completed by this function before, and then there is but one way to learn that the execution is over."""
+    original = importlib._fix_up_module
+
+    def _fix_up_module(namespace, name, *paths):
+        original(namespace, name, *paths)
+        if name.startswith("uwsgi_file_") and sys.getprofile() is None:
+            sys.setprofile(watch)
+
+    def watch(frame, event, argument):
+        namespace = frame.f_globals
+        if event == "return" and frame.f_code.co_name == "<module>":
+            if str(namespace.get("__name__")).startswith("uwsgi_file_"):
+                sys.setprofile(None)
+                try:
+                    for file, application in named(["wsgi-file", "file", "mount"]):
+                        if file == frame.f_code.co_filename:
+                            observe(namespace, application)
+                except Exception:
+                    native.failed()
+
+    native.replace(importlib, "_fix_up_module", _fix_up_module)
+
+
+def observe(namespace, name):
+    """Sees to it that what uWSGI takes under this name shows us its requests."""
+    native.name_server("uwsgi")
+    if name.endswith("()"):
+        make = namespace[name[:-2]]
+        namespace[name[:-2]] = lambda: observed(make())
+    else:
+        namespace[name] = observed(namespace[name])
+
+
+def observed(application):
+    kind = type(application)
+    call = kind.__call__
+    served = native.serve_wsgi(lambda *arguments: whole(call(application, *arguments)), bodies=(Body, Body))
+
+    def __call__(self, *arguments, **named):
+        return served(*arguments) if self is application else call(self, *arguments, **named)
+
+    __call__.__wrapped__ = call
+    try:
+        native.replace(kind, "__call__", __call__)
+        return application
+    except TypeError:
+        # A function, or another type that can't be changed.
+        return served
+
+
+def whole(response):
+    """uWSGI, and nobody else, sends bytes as they are, and doesn't iterate over them."""
+    return [response] if isinstance(response, bytes) else response
+
+
+# Python may be in the midst of importing `os` when we come.
+if "uwsgi" in readlink("/proc/self/exe").rpartition("/")[2]:
+    native.announce.append(announce)
+    instrument_files(sys.modules["_frozen_importlib_external"])
