@@ -61,22 +61,22 @@ def instrument_django(module):
         native.replace(handler, "get_response_async", get_response_async)
 
 
-def instrument_pyramid(module):
-    """Names the pattern that matched. What is found by traversal alone has none."""
-    mapper = module.RoutesMapper
-    original = mapper.__call__
+def name_by(kind, name, template):
+    """Lets each call of this method name the route that `template` tells from its argument and its result, if any."""
+    original = getattr(kind, name)
 
-    def __call__(self, request):
-        found = original(self, request)
+    def method(self, argument):
+        found = original(self, argument)
         try:
-            route = found["route"]
+            route = template(argument, found)
             if route is not None:
-                native.route(mount(request.environ) + "/" + route.pattern.lstrip("/"))
+                native.route(route)
         except Exception:
             pass
         return found
 
-    native.replace(mapper, "__call__", __call__)
+    method.__wrapped__ = original
+    native.replace(kind, name, method)
 
 
 def mount(environ):
@@ -84,64 +84,42 @@ def mount(environ):
     return environ.get("SCRIPT_NAME", "").rstrip("/")
 
 
+def instrument_pyramid(module):
+    def pattern(request, found):
+        # What is found by traversal alone has none.
+        return found["route"] and mount(request.environ) + "/" + found["route"].pattern.lstrip("/")
+
+    name_by(module.RoutesMapper, "__call__", pattern)
+
+
 def instrument_falcon(module):
-    """Names the template that matched, for WSGI and ASGI: both applications look their resources up like this."""
-    application = module.App
-    original = application._get_responder
+    """For WSGI and for ASGI."""
 
-    def _get_responder(self, request):
-        found = original(self, request)
-        try:
-            template = found[3]
-            if template is not None:
-                native.route(request.root_path.rstrip("/") + template)
-        except Exception:
-            pass
-        return found
+    def uri_template(request, found):
+        return found[3] and request.root_path.rstrip("/") + found[3]
 
-    native.replace(application, "_get_responder", _get_responder)
+    name_by(module.App, "_get_responder", uri_template)
 
 
 def instrument_bottle(module):
-    """Names the rule that matched. That of an application which is mounted in another comes after the other's."""
-    router = module.Router
-    original = router.match
-
-    def match(self, environ):
-        found = original(self, environ)
-        try:
-            native.route(mount(environ) + found[0].rule)
-        except Exception:
-            pass
-        return found
-
-    native.replace(router, "match", match)
+    # An application that is mounted in another asks after the other, and the last route counts.
+    name_by(module.Router, "match", lambda environ, found: mount(environ) + found[0].rule)
 
 
 def instrument_cherrypy(module):
-    """Names the path that led to the page handler, and the parameters that the rest of the path is given to."""
-    dispatcher = module.Dispatcher
-    original = dispatcher.find_handler
+    """Names the path that led to the page handler, and its parameters, which the rest of the path is given to."""
 
-    def find_handler(self, path):
-        found = original(self, path)
-        try:
-            handler, rest = found
-            if handler is not None:
-                native.route(module.cherrypy.serving.request.script_name + handled(handler, path, len(rest)))
-        except Exception:
-            pass
-        return found
+    def handled(path, found):
+        handler, rest = found
+        if handler is None:
+            return None
+        names = [name for name in path.split("/") if name]
+        code = getattr(handler, "__code__", None)
+        parameters = code.co_varnames[1 : code.co_argcount] if code is not None else ()
+        given = ["{%s}" % (parameters[at] if at < len(parameters) else at) for at in range(len(rest))]
+        return module.cherrypy.serving.request.script_name + "/" + "/".join(names[: len(names) - len(rest)] + given)
 
-    native.replace(dispatcher, "find_handler", find_handler)
-
-
-def handled(handler, path, rest):
-    names = [name for name in path.split("/") if name]
-    code = getattr(handler, "__code__", None)
-    parameters = code.co_varnames[1 : code.co_argcount] if code is not None else ()
-    given = ["{%s}" % (parameters[at] if at < len(parameters) else at) for at in range(rest)]
-    return "/" + "/".join(names[: len(names) - rest] + given)
+    name_by(module.Dispatcher, "find_handler", handled)
 
 
 native.install(

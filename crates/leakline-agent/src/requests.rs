@@ -30,13 +30,14 @@ const TICK_NS: u64 = 1_000_000_000;
 
 /// The shim's texts, in the order in which they run. They are compiled as `<leakline>`, since they lie in no file of the
 /// target's.
-const SHIM: [&CStr; 6] = [
+const SHIM: [&CStr; 7] = [
     text(concat!(include_str!("../shim/leakline_shim.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_routes.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_asgi.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_uwsgi.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_aiohttp.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_tornado.py"), "\0").as_bytes()),
+    text(concat!(include_str!("../shim/leakline_celery.py"), "\0").as_bytes()),
 ];
 
 const fn text(bytes: &'static [u8]) -> &'static CStr {

@@ -118,23 +118,27 @@ fn keeps(report: &Value, route: &str, outcomes: [u64; 3], bytes: u64) {
     assert!((exact / 2.0..exact * 2.0).contains(&live), "{route} keeps {exact}, and {live} was found: {report:#}");
 }
 
-/// Runs `python ARGUMENTS`, or `uwsgi …` from the same environment, under leakline on each of these Pythons.
+/// Runs `python ARGUMENTS`, or `uwsgi …` from the same environment, under leakline; nothing where this machine has no
+/// such Python.
+fn start(version: &str, arguments: &str) -> Option<Server> {
+    let python = harness::python(version, &applications().join("requirements.txt"))?;
+    let port = harness::free_port();
+    let arguments = arguments.replace("{port}", &port.to_string());
+    let (program, arguments) = match arguments.strip_prefix("uwsgi ") {
+        Some(arguments) => (python.with_file_name("uwsgi"), arguments),
+        None => (python, &*arguments),
+    };
+    let command: Vec<_> = [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
+    // Few requests and dense samples.
+    let options = ["--budget".to_owned(), "20".to_owned()];
+    Some(Server::start_with(&options, &command, &applications(), port))
+}
+
 fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
     for version in versions {
         // A server that failed must not keep the others from running.
         let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(python) = harness::python(version, &applications().join("requirements.txt")) else { continue };
-        let port = harness::free_port();
-        let arguments = arguments.replace("{port}", &port.to_string());
-        let (program, arguments) = match arguments.strip_prefix("uwsgi ") {
-            Some(arguments) => (python.with_file_name("uwsgi"), arguments),
-            None => (python, &*arguments),
-        };
-        let command: Vec<_> =
-            [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
-        // Few requests and dense samples.
-        let options = ["--budget".to_owned(), "20".to_owned()];
-        let server = Server::start_with(&options, &command, &applications(), port);
+        let Some(server) = start(version, arguments) else { continue };
         for (path, _, _) in pages {
             server.drive_well(&plan(path, KEPT));
         }
@@ -273,4 +277,25 @@ fn bottle() {
 #[test]
 fn cherrypy() {
     check(&["3.11"], "cherrypy_shop.py {port}", CHERRYPY);
+}
+
+/// A worker has no clients, but tasks.
+fn check_tasks(pool: &str) {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(server) = start("3.11", &format!("celery_shop.py {pool} {{port}}")) else { return };
+    let report = report_after(&server, 2 * KEPT + BROKEN);
+    keeps(&report, "TASK shop.sell", [KEPT, 0, 0], 250_000);
+    keeps(&report, "TASK shop.bundle", [KEPT, 0, 0], 240_000);
+    assert_eq!(ended(&report, "TASK shop.broken").0, [0, BROKEN, 0], "{report:#}");
+    server.stop();
+}
+
+#[test]
+fn celery_in_one_process() {
+    check_tasks("solo");
+}
+
+#[test]
+fn celery_with_children() {
+    check_tasks("prefork");
 }
