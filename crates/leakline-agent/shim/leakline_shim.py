@@ -58,8 +58,8 @@ NOTHING = object()
 
 
 def replace(owner, name, ours):
-    """Puts `ours` in the place of an attribute of a class, or of an instance whose class has none of this name, until
-    `withdraw` takes it back."""
+    """Puts `ours` in the place of an attribute of a class, a module, or an instance whose class has none of this name,
+    until `withdraw` takes it back."""
     REPLACED.append((owner, name, ours, held(owner, name)))
     put(owner, name, ours)
 
@@ -76,7 +76,7 @@ def held(owner, name):
 
 def put(owner, name, value):
     # Not by setattr: gunicorn's configuration, for one, forbids it.
-    kind = type if isinstance(owner, type) else object
+    kind = next(kind for kind in (type, type(sys), object) if isinstance(owner, kind))
     if value is NOTHING:
         kind.__delattr__(owner, name)
     else:

@@ -12,10 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use leakline::analyze::evidence::Worker;
 use leakline::case::service;
 use leakline::drive::plan::Plan;
 use leakline::drive::tally::Tally;
 use leakline::drive::{self, Server as Address};
+use leakline::reader;
+use leakline::runs::Runs;
 use leakline::target::process::descendants;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -172,6 +175,12 @@ impl Server {
         let said = String::from_utf8_lossy(&report.stderr);
         assert!(report.status.success(), "leakline report: {said}\n{}", self.log());
         serde_json::from_slice(&report.stdout).unwrap()
+    }
+
+    /// What its tables say of each process.
+    pub fn workers(&self) -> Vec<Worker> {
+        let run = Runs::open(&self.folder.join("tables")).and_then(|runs| runs.latest()).unwrap();
+        run.tables.iter().map(|table| reader::worker(table, None).unwrap()).collect()
     }
 
     /// Whether `leakline report --fail-on KIND` fails, with the exit code that says so.
