@@ -13,7 +13,7 @@
 //!
 //! None of them may wait for the GIL, which another thread may hold for long.
 
-use crate::{config, fork, hooks, python, recorder, requests, sampler, sockets, table};
+use crate::{clock, config, fork, hooks, python, recorder, requests, sampler, sockets, table};
 use leakline_table::attachment::{Attachment, FUNCTIONS, State};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering;
@@ -47,6 +47,11 @@ pub(crate) fn came_with_the_program() -> bool {
         set(State::Preloaded);
     }
     is_known
+}
+
+/// Did it? Only then is it asked for `_exit`.
+pub(crate) fn is_preloaded() -> bool {
+    is(State::Preloaded)
 }
 
 /// See the drawing above.
@@ -97,6 +102,7 @@ pub extern "C" fn leakline_leave() -> u64 {
     if let Some(writer) = recorder.writer() {
         // The collector can't be asked without the GIL, and what it did last second matters little.
         writer.tick(&requests::moment(0));
+        writer.ended(clock::unix_ns());
     }
     sockets::forget_all();
     table::close(&mut recorder);
@@ -106,7 +112,7 @@ pub extern "C" fn leakline_leave() -> u64 {
 
 /// Whoever attached is told, and nobody else. False where the agent came with the program.
 pub(crate) fn refuse(reason: &str, detail: &str) -> bool {
-    if is(State::Preloaded) {
+    if is_preloaded() {
         return false;
     }
     // SAFETY: one thread refuses, and the command reads it after the state tells so.
@@ -121,7 +127,7 @@ pub(crate) fn refuse(reason: &str, detail: &str) -> bool {
 
 /// Is the agent still to be installed? Whoever detached before it could be has had it called off.
 pub(crate) fn is_awaited() -> bool {
-    is(State::Asked) || is(State::Preloaded)
+    is(State::Asked) || is_preloaded()
 }
 
 /// It is installed.

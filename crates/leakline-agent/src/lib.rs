@@ -9,6 +9,7 @@
 //! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
 //! attach         how a command that came later brings the agent in, and out again
+//! end            what ends by itself says so, so that the others are known to have been killed
 //! ```
 //!
 //! The laws of this crate: hooks never allocate through themselves, never wait for long, never panic and never call
@@ -19,6 +20,7 @@
 mod attach;
 mod clock;
 mod config;
+mod end;
 mod fork;
 mod hooks;
 mod message;

@@ -4,7 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, recorder, response, sampler, sockets, table};
+use crate::{clock, end, recorder, response, sampler, sockets, table};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, IN_FLIGHT, Moment};
 use std::ffi::CStr;
@@ -400,6 +400,7 @@ unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize
     unsafe {
         tick(api);
         sampler::stop();
+        end::mark();
         if let Some(mut recorder) = recorder::surely_enter() {
             recorder.close();
         }

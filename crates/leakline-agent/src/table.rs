@@ -1,7 +1,7 @@
 //! Makes the table file of this process and maps it.
 
 use crate::recorder::{FILTER, Recorder};
-use crate::{clock, config, python, sampler};
+use crate::{attach, clock, config, python, sampler};
 use leakline_table::layout::{LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
@@ -35,6 +35,12 @@ static MAPPED: [(AtomicUsize, AtomicUsize); 2] = [const { (AtomicUsize::new(0), 
 /// Does this process have a table?
 pub(crate) fn exists() -> bool {
     OWNER.load(Ordering::Relaxed) != 0
+}
+
+/// Is the table that there is this process's own? A vforked child sees its parent's.
+pub(crate) fn is_ours() -> bool {
+    // SAFETY: has no preconditions.
+    OWNER.load(Ordering::Relaxed) == unsafe { libc::getpid() as u32 }
 }
 
 /// In a forked child: the mappings were not inherited.
@@ -93,8 +99,11 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
         command: &command[..command_bytes],
         interval_bytes: sampler::first_interval(),
     };
-    let writer = Writer::create(file, private, &FILTER, &origin)
+    let mut writer = Writer::create(file, private, &FILTER, &origin)
         .ok_or(Failure { what: "its table could not be laid out", errno: 0 })?;
+    if attach::is_preloaded() {
+        writer.tells_end();
+    }
     recorder.install(Some(writer));
     for ((start, bytes), mapping) in MAPPED.iter().zip(mapped) {
         start.store(mapping.0, Ordering::Relaxed);

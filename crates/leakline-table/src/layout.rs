@@ -271,8 +271,12 @@ record! {
         lost: [u64; 16],
         /// The sections.
         directory: [SectionEntry; 16],
+        /// When the process ended by itself, or the agent left it, ns since the Unix epoch.
+        ended_ns: u64,
+        /// 1: every way to end by itself is seen, so a process that is gone and has not written `ended_ns` was killed.
+        tells_end: u64,
         /// Zero.
-        reserved: [u64; 413],
+        reserved: [u64; 411],
     }
 }
 

@@ -166,6 +166,18 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// From now on [`Writer::ended`] will be called, whichever way the process ends by itself.
+    pub fn tells_end(&mut self) {
+        self.header.tells_end = 1;
+    }
+
+    /// The process ends by itself, or the agent leaves it; the first moment stays.
+    pub fn ended(&mut self, now_ns: u64) {
+        if self.header.ended_ns == 0 {
+            self.header.ended_ns = now_ns;
+        }
+    }
+
     /// Counts a loss.
     pub fn lose(&mut self, cause: Loss) {
         self.lose_many(cause, 1);

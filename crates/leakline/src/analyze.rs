@@ -3,8 +3,9 @@
 //! The way: every live sample becomes one or more [deposits](deposit) on a route, an outcome and a line; the deposits are
 //! [grouped](group) by route and application line; each group is [judged](decision) by the ages of its survivors; a
 //! group that only a leak explains becomes a [finding](finding) with its [rate](rate) and what it [leads to](outlook).
-//! Beside them stand [balloons]: what few requests held at once and gave back, which no survivor tells of.
-//! What each route's requests exchanged over [sockets] stands beside all of them. `docs/decision.md` derives the formulas and gives their measured error rates.
+//! Beside them stand [balloons]: what few requests held at once and gave back, which no survivor tells of; what is
+//! [retained]: free memory that the allocators keep; and what each route's requests exchanged over [sockets].
+//! `docs/decision.md` derives the formulas and gives their measured error rates.
 mod balloons;
 pub mod decision;
 mod deposit;
@@ -14,6 +15,7 @@ mod group;
 mod lines;
 mod outlook;
 mod rate;
+mod retained;
 mod routes;
 mod sockets;
 mod window;
@@ -22,5 +24,6 @@ pub use balloons::{Balloon, Reached};
 pub use finding::{Analysis, Finding, Grown, Kind, Origin, Share, findings};
 pub use outlook::span;
 pub use rate::Rate;
+pub use retained::{After, Remedy, Retained};
 pub use routes::{RouteTotals, Unattributed};
 pub use sockets::SocketTotals;

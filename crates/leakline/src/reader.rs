@@ -27,13 +27,21 @@ pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Fai
     let refuse = |refusal| refused(&table.path, &refusal);
     let header = reader::header(&bytes).map_err(refuse)?;
     let look = look(table, &header).or_else(|| table.last_look());
+    let oom_kills = look.as_ref().and_then(|look| look.group.as_ref()?.kills_since());
     let mut worker = decode_beside(&bytes, look.as_ref()).map_err(refuse)?;
     worker.limit_bytes = limit_bytes;
     if let Some(resident) = table.process.resident() {
-        worker.alive = true;
+        (worker.alive, worker.killed) = (true, false);
         worker.rss_bytes = resident.now;
         worker.rss_peak_bytes = resident.peak;
         worker.limit_bytes = limit::of(table.process.pid).or(limit_bytes);
+    } else {
+        worker.oom_kills = oom_kills;
+        // One look a second sees more than a table that is told at the end of requests.
+        if let Some(ledger) = worker.ledger.as_ref().filter(|ledger| ledger.time > seconds(header.updated_ns)) {
+            worker.rss_bytes = ledger.resident;
+            worker.rss_peak_bytes = worker.rss_peak_bytes.max(ledger.resident);
+        }
     }
     Ok(worker)
 }
@@ -78,6 +86,8 @@ fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
     Ok(Worker {
         pid: header.pid,
         alive: false,
+        killed: header.tells_end == 1 && header.ended_ns == 0,
+        oom_kills: None,
         python: format!("{major}.{minor}.{micro}"),
         server: printable(&snapshot.server),
         command: printable(&snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" ")),

@@ -16,6 +16,9 @@
 //!     N bytes read from the service for nobody     so much at least, by requests whose client had left
 //!     N bytes read from the service by one request so much at least
 //!     usually less than N                          of it, by half of the requests
+//! # expect: retained after ROUTE at FILE:FUNCTION, CLAUSE, …
+//!     N bytes at least                     the free memory that is kept, at the end of the traffic
+//!     remedy TEXT                          the first remedy has this text in it
 //! ```
 mod harness;
 
@@ -36,6 +39,7 @@ enum Expected {
     None,
     Leak { route: String, outcome: Option<String>, file: String, function: String, clauses: Vec<Clause> },
     Balloon { route: String, outcome: String, place: Option<(String, String)>, clauses: Vec<Clause> },
+    Retained { route: String, file: String, function: String, clauses: Vec<Clause> },
 }
 
 #[derive(Debug)]
@@ -50,6 +54,8 @@ enum Clause {
     ReadForNobody(u64),
     ReadByOne(u64),
     Usually(u64),
+    AtLeast(f64),
+    Remedy(String),
 }
 
 fn expected(case: &Case) -> Expected {
@@ -69,11 +75,16 @@ fn expected(case: &Case) -> Expected {
         let place = place.map(|(file, function)| (file.to_owned(), function.to_owned()));
         return Expected::Balloon { route: route.to_owned(), outcome: outcome.to_owned(), place, clauses };
     }
-    let leak = what.strip_prefix("leak ").and_then(|what| what.split_once(" at ")).unwrap_or_else(|| panic!("{line}"));
-    let (file, function) = leak.1.split_once(':').unwrap_or_else(|| panic!("{line}"));
-    let (route, outcome) = match leak.0.split_once(" when ") {
+    let (what, place) = what.split_once(" at ").unwrap_or_else(|| panic!("{line}"));
+    let (file, function) = place.split_once(':').unwrap_or_else(|| panic!("{line}"));
+    if let Some(route) = what.strip_prefix("retained after ") {
+        let (route, file, function) = (route.to_owned(), file.to_owned(), function.to_owned());
+        return Expected::Retained { route, file, function, clauses };
+    }
+    let leak = what.strip_prefix("leak ").unwrap_or_else(|| panic!("{line}"));
+    let (route, outcome) = match leak.split_once(" when ") {
         Some((route, outcome)) => (route, Some(outcome.to_owned())),
-        None => (leak.0, None),
+        None => (leak, None),
     };
     Expected::Leak { route: route.to_owned(), outcome, file: file.to_owned(), function: function.to_owned(), clauses }
 }
@@ -101,6 +112,8 @@ fn clause(text: &str) -> Clause {
         [bytes, "bytes", "read", "from", "the", "service", "for", "nobody"] => {
             Clause::ReadForNobody(number(bytes) as u64)
         }
+        [bytes, "bytes", "at", "least"] => Clause::AtLeast(number(bytes)),
+        ["remedy", text] => Clause::Remedy(text.to_owned()),
         _ => panic!("{text:?} is no clause of an expectation"),
     }
 }
@@ -130,8 +143,13 @@ fn check(name: &str) {
             }),
             _ => None,
         };
-        adds_up(&server.report()).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
-        let report = server.stop();
+        let living = server.report();
+        adds_up(&living).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
+        // When it has ended, its memory is known from the last look, which may have met an export in the middle.
+        let report = match &expected {
+            Expected::Retained { .. } => living,
+            _ => server.stop(),
+        };
         let service = service_port.map(|port| format!("127.0.0.1:{port}"));
         compare(&expected, kept, service.as_deref(), &report)
             .unwrap_or_else(|error| panic!("{name} on {version}: {error}\n{report:#}"));
@@ -175,6 +193,9 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
                 return Err(format!("{file}:{function} is not named"));
             }
             return compare_balloon(clauses, service, finding);
+        }
+        Expected::Retained { route, file, function, clauses } => {
+            return compare_retained(route, (file, function), clauses, findings);
         }
         Expected::None => {
             // That a cache is called a cache is right.
@@ -255,6 +276,30 @@ fn find<'a>(objects: &'a Value, key: &str, value: &str) -> Result<&'a Value, Str
     found.ok_or_else(|| format!("there is no {key} {value} in {objects}"))
 }
 
+/// Free memory is kept, and nothing else is found.
+fn compare_retained(
+    route: &str,
+    (file, function): (&str, &str),
+    clauses: &[Clause],
+    findings: &[Value],
+) -> Result<(), String> {
+    let [finding] = findings else { return Err(format!("{} findings instead of one", findings.len())) };
+    if (finding["kind"].as_str(), finding["route"].as_str()) != (Some("retained"), Some(route)) {
+        return Err(format!("it is {} of {}", finding["kind"], finding["route"]));
+    }
+    if !is(&finding["application"], file, function) {
+        return Err(format!("{file}:{function} is not what lies between the holes"));
+    }
+    for clause in clauses {
+        match clause {
+            Clause::AtLeast(bytes) if finding["retained_bytes"].as_f64().is_some_and(|kept| kept >= *bytes) => {}
+            Clause::Remedy(text) if finding["remedies"][0].as_str().is_some_and(|remedy| remedy.contains(text)) => {}
+            _ => return Err(format!("{clause:?} does not hold")),
+        }
+    }
+    Ok(())
+}
+
 fn passes_through(finding: &Value, package: &str) -> Result<(), String> {
     let stack = finding["stack"].as_array().ok_or("the finding has no stack")?;
     match stack.iter().any(|frame| frame["file"].as_str().is_some_and(|file| file.contains(package))) {
@@ -305,6 +350,7 @@ cases! {
     s3_proxy "s3-proxy"
     story_site "story-site"
     orphaned_tasks "orphaned-tasks"
+    retained_export "retained-export"
     event_stream "healthy/event-stream"
     crowd "healthy/crowd"
     cyclic_garbage "healthy/cyclic-garbage"

@@ -4,64 +4,17 @@ mod harness;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use harness::Tables;
 use leakline::analyze::evidence::Evidence;
 use leakline::report::{self, Printed, Report};
 use leakline::{analyze, reader};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
-
-/// A folder of tables of one test, deleted at its end.
-struct Tables(PathBuf);
-
-impl Tables {
-    fn new(name: &str) -> Self {
-        harness::build_agent();
-        let dir = harness::folder(name).join("tables");
-        fs::DirBuilder::new().mode(0o700).create(&dir).unwrap();
-        Self(dir)
-    }
-
-    fn leakline(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(harness::LEAKLINE);
-        command.arg("--dir").arg(&self.0).args(arguments).stdin(Stdio::null());
-        command
-    }
-
-    fn output(&self, arguments: &[&str]) -> Output {
-        self.leakline(arguments).output().unwrap()
-    }
-
-    fn code(&self, arguments: &[&str]) -> i32 {
-        self.output(arguments).status.code().unwrap()
-    }
-
-    /// The folders of runs.
-    fn runs(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_dir()).collect()
-    }
-
-    /// A run folder with one file that is named as a table.
-    fn with_table(&self, bytes: &[u8]) -> PathBuf {
-        let folder = self.0.join("run-1-1");
-        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder).unwrap();
-        fs::write(folder.join("1-1.leakline"), bytes).unwrap();
-        folder
-    }
-}
-
-impl Drop for Tables {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(self.0.parent().unwrap());
-        }
-    }
-}
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -82,7 +35,7 @@ fn a_server_that_cannot_be_started_leaves_a_clear_line_and_no_run() {
     assert_eq!(missing.status.code(), Some(127));
     assert_eq!(stderr(&missing).trim(), "leakline: no-such-server: command not found; check its name and $PATH");
     assert_eq!(tables.code(&["run", "--", "/etc/passwd"]), 126);
-    assert_eq!(tables.runs(), Vec::<PathBuf>::new());
+    assert_eq!(tables.runs(), Vec::<std::path::PathBuf>::new());
     assert_eq!(tables.code(&["run"]), 2);
 }
 

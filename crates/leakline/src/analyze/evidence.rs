@@ -290,6 +290,11 @@ pub struct Worker {
     pub pid: u32,
     /// It still ran when the table was read.
     pub alive: bool,
+    /// It has ended, and not by itself: a signal ended it. Never said where the agent came later and can't tell.
+    pub killed: bool,
+    /// How many processes of its control group the kernel killed for want of memory between the last look at it and its
+    /// end, or shortly after; `None` where nobody counts, and while it runs.
+    pub oom_kills: Option<u64>,
     /// `3.11.7`
     pub python: String,
     /// `gunicorn`, `werkzeug`, …; empty until the first request.

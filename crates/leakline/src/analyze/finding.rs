@@ -9,6 +9,7 @@ use super::evidence::{Evidence, Frame, Outcome, Phase};
 use super::group::{Group, Key, Pool, Scope, groups};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
+use super::retained::{Retained, retained};
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
 use super::sockets::{SocketTotals, exchanged};
 
@@ -107,6 +108,8 @@ pub struct Analysis {
     pub findings: Vec<Finding>,
     /// Memory that few requests took at once and gave back, the most first.
     pub balloons: Vec<Balloon>,
+    /// Free memory that the allocators keep, where it is much.
+    pub retained: Option<Retained>,
     /// What each route did, that which holds most first.
     pub routes: Vec<RouteTotals>,
     /// What ran outside of requests.
@@ -128,6 +131,7 @@ pub fn findings(evidence: &Evidence) -> Analysis {
     Analysis {
         findings,
         balloons: balloons(evidence),
+        retained: retained(evidence),
         routes: totals(evidence, &deposits),
         unattributed: unattributed(evidence),
         smallest_visible: smallest_visible(evidence, &deposits, looked_at),

@@ -42,6 +42,8 @@ enum Kind {
     Leak,
     /// Few requests take much at once
     Balloon,
+    /// The allocators keep much free memory
+    Retained,
 }
 
 impl Report {
@@ -65,6 +67,7 @@ impl Report {
             let kind = match kind {
                 Kind::Leak => "leak",
                 Kind::Balloon => "balloon",
+                Kind::Retained => "retained",
             };
             findings.findings.iter().any(|finding| finding.kind == kind)
         });

@@ -61,6 +61,7 @@ impl Run {
         }
         let mut watch = Watch::new(&run);
         let ended = server.wait(|| watch.look())?;
+        watch.look();
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
         Ok(ended.code().into())

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::ledger::Ledger;
 use crate::analyze::decision::Garbage;
 use crate::analyze::evidence::{Evidence, Frame, Outcome, Peer, Phase, Worker};
-use crate::analyze::{self, Analysis, Balloon, Grown, Kind, Origin, Reached, SocketTotals};
+use crate::analyze::{self, After, Analysis, Balloon, Grown, Kind, Origin, Reached, Remedy, Retained, SocketTotals};
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -53,6 +53,11 @@ pub struct Process {
     pub pid: u32,
     /// It ran when its table was read.
     pub alive: bool,
+    /// It has ended, and not by itself: a signal ended it.
+    pub killed: bool,
+    /// So many processes of its control group were killed by the kernel for want of memory when it ended; null where
+    /// nobody counts, and while it runs.
+    pub oom_kills: Option<u64>,
     /// Requests that it has answered.
     pub requests: u64,
     /// Its resident set, now or when it was last seen.
@@ -107,7 +112,7 @@ pub struct Unknown;
 /// One finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// `leak` or `balloon`
+    /// `leak`, `balloon` or `retained`
     pub kind: &'static str,
     /// `python`
     pub origin: &'static str,
@@ -129,8 +134,16 @@ pub struct Finding {
     pub live_bytes: f64,
     /// What of `peak_bytes` was live when the request ended and waited for the collector; null for a leak.
     pub left_bytes: Option<f64>,
-    /// The most that one request held at once; null for a leak.
+    /// The most that one request held at once; null for a leak. Of what is retained, the request that explains it.
     pub peak_bytes: Option<f64>,
+    /// Free memory that the allocators keep, resident bytes; null for a leak or a balloon.
+    pub retained_bytes: Option<u64>,
+    /// Of the resident sets of so many bytes; null for a leak or a balloon.
+    pub resident_bytes: Option<u64>,
+    /// Of what is retained, Python's small objects'.
+    pub retained_by_python: Option<u64>,
+    /// What can be done about memory that is retained, the best first.
+    pub remedies: Vec<String>,
     /// The highest resident set of the balloon's process; null for a leak.
     pub rss_peak: Option<u64>,
     /// A request is counted as one that balloons if it held so many bytes at once; null for a leak.
@@ -278,7 +291,9 @@ impl Report {
         let requests = evidence.workers.iter().map(|worker| worker.requests).sum();
         let mut findings: Vec<Finding> =
             analysis.findings.iter().map(leak).chain(analysis.balloons.iter().map(balloon)).collect();
-        let cost = |finding: &Finding| finding.peak_bytes.unwrap_or(finding.live_bytes);
+        findings.extend(analysis.retained.iter().map(retained));
+        let kept = |finding: &Finding| finding.retained_bytes.map(|bytes| bytes as f64);
+        let cost = |finding: &Finding| kept(finding).or(finding.peak_bytes).unwrap_or(finding.live_bytes);
         findings.sort_by(|one, other| cost(other).total_cmp(&cost(one)));
         Self {
             schema: 1,
@@ -316,6 +331,8 @@ fn target(evidence: &Evidence) -> Target {
             .map(|worker| Process {
                 pid: worker.pid,
                 alive: worker.alive,
+                killed: worker.killed,
+                oom_kills: worker.oom_kills,
                 requests: worker.requests,
                 rss: worker.rss_bytes,
             })
@@ -372,6 +389,10 @@ fn leak(finding: &analyze::Finding) -> Finding {
         live_bytes: finding.live_bytes,
         left_bytes: None,
         peak_bytes: None,
+        retained_bytes: None,
+        resident_bytes: None,
+        retained_by_python: None,
+        remedies: vec![],
         rss_peak: None,
         level_bytes: None,
         usual_bytes: None,
@@ -410,6 +431,10 @@ fn balloon(balloon: &Balloon) -> Finding {
         live_bytes: balloon.live_bytes,
         left_bytes: Some(balloon.left_bytes),
         peak_bytes: Some(balloon.peak_bytes),
+        retained_bytes: None,
+        resident_bytes: None,
+        retained_by_python: None,
+        remedies: vec![],
         rss_peak: Some(balloon.rss_peak_bytes),
         level_bytes: Some(balloon.level_bytes),
         usual_bytes: Some(balloon.usual_bytes),
@@ -428,6 +453,72 @@ fn balloon(balloon: &Balloon) -> Finding {
         limit_reached_in_seconds: None,
         summary: balloon_summary(balloon),
     }
+}
+
+fn retained(retained: &Retained) -> Finding {
+    let site = retained.stack.first().map(line);
+    let application = retained.pinned_by.first().map(|share| line(&share.site));
+    let route = retained.after.as_ref().map(|after| after.route.clone());
+    Finding {
+        kind: "retained",
+        origin: if retained.python_bytes * 2 > retained.bytes { "python" } else { "native" },
+        routes: route.iter().cloned().collect(),
+        route,
+        outcome: "any",
+        phase: "any",
+        bytes_per_request: None,
+        low: retained.bytes as f64,
+        high: retained.bytes as f64,
+        live_bytes: retained.pinning_bytes,
+        left_bytes: None,
+        peak_bytes: retained.after.as_ref().map(|after| after.bytes),
+        retained_bytes: Some(retained.bytes),
+        resident_bytes: Some(retained.resident_bytes),
+        retained_by_python: Some(retained.python_bytes),
+        remedies: retained.remedies.iter().map(|&of| remedy(of, retained)).collect(),
+        rss_peak: None,
+        level_bytes: None,
+        usual_bytes: None,
+        outcomes: vec![],
+        confidence: 1.0,
+        samples: Some(retained.samples),
+        requests: retained.requests,
+        collected: None,
+        sites: retained.pinned_by.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
+        library: retained.stack.first().and_then(|site| library(&site.file)),
+        site,
+        application,
+        stack: retained.stack.iter().map(line).collect(),
+        holder: Unknown,
+        sockets: vec![],
+        limit_reached_in_seconds: None,
+        summary: retained_summary(retained),
+    }
+}
+
+fn remedy(remedy: Remedy, retained: &Retained) -> String {
+    let trim = super::text::size(retained.trim_would_return as f64);
+    match remedy {
+        Remedy::Trim => format!("ctypes.CDLL(None).malloc_trim(0) after such requests: it would return {trim} now"),
+        Remedy::FewerArenas => format!("MALLOC_ARENA_MAX=2: there are {} arenas", retained.arenas),
+        Remedy::OtherAllocator => "another allocator by LD_PRELOAD, such as jemalloc: the holes are small".to_owned(),
+        Remedy::LessAtOnce => {
+            "less at once, or a process of its own for it: pymalloc gives no arena back in which an object lives"
+                .to_owned()
+        }
+    }
+}
+
+fn retained_summary(retained: &Retained) -> String {
+    let (bytes, resident) =
+        (super::text::size(retained.bytes as f64), super::text::size(retained.resident_bytes as f64));
+    let after = match &retained.after {
+        Some(After { route, bytes }) => {
+            format!(" after a request of {route} that took {} at once", super::text::size(*bytes))
+        }
+        None => String::new(),
+    };
+    format!("{bytes} of {resident} resident are free memory that the allocators keep{after}; it is no leak.")
 }
 
 fn grown(grown: &Grown) -> Compared {

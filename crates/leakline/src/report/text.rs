@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::json::{Compared, Finding, Line, Report, Socket};
+use super::json::{Compared, Finding, Line, Process, Report, Site, Socket};
 use super::ledger::Ledger;
 
 /// Reads a line of a source file, if it is there to be read.
@@ -27,6 +27,8 @@ const TOLD_IN_SHORT: usize = 4;
 const ROUTES: usize = 8;
 /// A peer is named beside a balloon where one request read at least this share of its height from there.
 const WORTH_READING: f64 = 0.125;
+/// Killed processes that are told.
+const KILLED: usize = 3;
 /// Lines of a call path.
 const PATH: usize = 6;
 /// Columns of a route's name, and of a file's.
@@ -88,6 +90,7 @@ impl Page<'_> {
         for finding in report.findings.iter().take(TOLD_IN_FULL) {
             match finding.kind {
                 "balloon" => self.balloon(finding)?,
+                "retained" => self.retained(finding)?,
                 _ => self.leak(report, finding)?,
             }
         }
@@ -174,6 +177,34 @@ impl Page<'_> {
             0 => writeln!(self.text, "           (half of {who} read nothing from there)"),
             usual => writeln!(self.text, "           (half of {who} read less than {})", size(usual as f64)),
         }
+    }
+
+    fn retained(&mut self, finding: &Finding) -> fmt::Result {
+        let kind = self.styled(AnsiColor::Yellow.on_default().bold(), "RETAINED");
+        let bytes = finding.retained_bytes.unwrap_or_default();
+        let python = finding.retained_by_python.unwrap_or_default();
+        let kept = self.strong(&size(bytes as f64));
+        let resident = size(finding.resident_bytes.unwrap_or_default() as f64);
+        writeln!(self.text, "{kind}: {kept} of {resident} resident are free memory, and no leak")?;
+        let (native, python) = (size((bytes - python.min(bytes)) as f64), size(python as f64));
+        writeln!(self.text, "      (malloc keeps {native} of it and Python's small objects' allocator {python})\n")?;
+        if let (Some(route), Some(peak)) = (&finding.route, finding.peak_bytes) {
+            let route = self.strong(&shorten(&clean(route), NAME));
+            writeln!(self.text, "  after    {route}, of which one request held {} at once", size(peak))?;
+        }
+        let pins = |site: &Site| {
+            let place = format!("{}:{}", shorten(&short_file(&site.line.file), 40), site.line.line);
+            format!("{place} in {} ({:.0} %)", clean(&site.line.function), site.share * 100.0)
+        };
+        let mut pinned_by = finding.sites.iter().take(3).map(pins);
+        if let Some(first) = pinned_by.next() {
+            writeln!(self.text, "  between  {} that live, of {first}", size(finding.live_bytes))?;
+            pinned_by.try_for_each(|more| writeln!(self.text, "           and of {more}"))?;
+        }
+        for (at, remedy) in finding.remedies.iter().enumerate() {
+            writeln!(self.text, "  {:<8} {remedy}", if at == 0 { "helps" } else { "" })?;
+        }
+        writeln!(self.text)
     }
 
     fn leak(&mut self, report: &Report, finding: &Finding) -> fmt::Result {
@@ -272,6 +303,7 @@ impl Page<'_> {
         if let Some(ledger) = rss.ledger.as_ref().and_then(Ledger::text) {
             self.text.push_str(&ledger);
         }
+        self.killed(&target.workers)?;
         let lost: Vec<String> = report
             .evidence
             .lost
@@ -282,6 +314,26 @@ impl Page<'_> {
             writeln!(self.text, "Lost: {}.", lost.join(", "))?;
         }
         writeln!(self.text)
+    }
+
+    /// Those that did not end by themselves, and whether the kernel was out of memory then.
+    fn killed(&mut self, processes: &[Process]) -> fmt::Result {
+        let killed: Vec<&Process> = processes.iter().filter(|process| process.killed).collect();
+        for process in killed.iter().take(KILLED) {
+            let rss = size(process.rss as f64);
+            let by = match process.oom_kills {
+                Some(kills) if kills > 0 => {
+                    format!("when the kernel's OOM killer ended {} of its control group", plural(kills, "process"))
+                }
+                _ => "by a signal".to_owned(),
+            };
+            let who = self.strong(&format!("Process {} was killed", process.pid));
+            writeln!(self.text, "{who} {by}; it had {rss} resident when it was last seen.")?;
+        }
+        match killed.len().saturating_sub(KILLED) {
+            0 => Ok(()),
+            more => writeln!(self.text, "And {more} more were killed."),
+        }
     }
 
     fn routes(&mut self, report: &Report) -> fmt::Result {
@@ -311,12 +363,14 @@ impl Page<'_> {
     }
 
     fn next_step(&mut self, report: &Report) -> fmt::Result {
-        let found = report.findings.first().and_then(|finding| finding.application.as_ref().or(finding.site.as_ref()));
+        // What is retained is no fault of a line's.
+        let first = report.findings.iter().find(|finding| finding.kind != "retained");
+        let found = first.and_then(|finding| finding.application.as_ref().or(finding.site.as_ref()));
         match found {
             Some(line) => {
                 let name = clean(line.file.rsplit('/').next().unwrap_or_default());
                 let place = format!("{}:{}", shorten(&name, NAME), line.line);
-                match report.findings[0].kind {
+                match first.map_or("", |finding| finding.kind) {
                     "balloon" => {
                         writeln!(self.text, "Next: see what {place} takes as a whole, and if it could do in parts.")
                     }
@@ -325,6 +379,9 @@ impl Page<'_> {
             }
             None if report.findings.is_empty() => {
                 writeln!(self.text, "Next: let it serve more requests for a finer answer, then report again.")
+            }
+            None if first.is_none() => {
+                writeln!(self.text, "Next: if the resident set is too large, try what helps; nothing leaks here.")
             }
             None => writeln!(self.text, "Next: `--json` has all that is known of the samples' lines."),
         }
@@ -377,7 +434,12 @@ fn count(n: u64) -> String {
 }
 
 fn plural(n: u64, thing: &str) -> String {
-    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
+    let ending = match thing.ends_with('s') {
+        _ if n == 1 => "",
+        true => "es",
+        false => "s",
+    };
+    format!("{} {thing}{ending}", count(n))
 }
 
 /// `3 h 20 min`: the two largest units.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::{Run, TableFile, write_whole};
 use crate::failure::Failure;
 use crate::reader;
+use crate::target::limit;
 use crate::target::memory::Look;
 
 /// The least time between two looks.
@@ -35,7 +36,7 @@ impl Watch {
         Self { folder: run.folder.clone(), upkeep: Instant::now() + BETWEEN_UPKEEPS }
     }
 
-    /// Looks at each process once. How long to wait until the next time.
+    /// Looks at each process once, and at what has become of those that ended. How long to wait until the next time.
     pub fn look(&mut self) -> Duration {
         let start = Instant::now();
         // A run whose folder has been deleted is not worth a word: the server goes on.
@@ -44,13 +45,23 @@ impl Watch {
             run.keep_latest();
             self.upkeep = start + BETWEEN_UPKEEPS;
         }
-        for table in run.tables.iter().filter(|table| table.process.is_alive()) {
-            let look = reader::header(&table.path).ok().and_then(|header| reader::look(table, &header));
+        for table in &run.tables {
+            let look = match table.process.is_alive() {
+                true => reader::header(&table.path).ok().and_then(|header| reader::look(table, &header)),
+                false => table.last_look().and_then(after_end),
+            };
             // Without room on the disk the last look stays.
             let _ = look.map(|look| table.write_look(&look));
         }
         BETWEEN_LOOKS.max(start.elapsed() * SHARE)
     }
+}
+
+/// The last look with the count of those that the kernel has killed since, if that was not noted yet.
+fn after_end(mut look: Look) -> Option<Look> {
+    let group = look.group.as_mut().filter(|group| group.kills_at_end.is_none())?;
+    group.kills_at_end = Some(limit::oom_kills(&group.counter)?);
+    Some(look)
 }
 
 impl TableFile {

@@ -14,10 +14,12 @@
 //! the residual, like the difference between the sum of all parts and what the kernel says by itself.
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process, VmFlags};
 use serde::{Deserialize, Serialize};
 
+use super::limit;
 use crate::analyze::evidence::{Kept, Ledger};
 use crate::runs;
 use crate::symbols::Minor;
@@ -52,6 +54,32 @@ pub struct Look {
     pub sparse: Vec<u64>,
     /// Bytes of an area.
     pub area_bytes: u64,
+    /// Whom the kernel has killed in its control group; `None` where it does not say.
+    pub group: Option<Group>,
+}
+
+/// A control group's count of processes that the kernel has killed for want of memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The file that says it, see [`limit::oom_counter`].
+    pub counter: PathBuf,
+    /// What it said at the look.
+    pub kills: u64,
+    /// What it said when the process had ended; `None` before, and where nobody was there to read it.
+    pub kills_at_end: Option<u64>,
+}
+
+impl Group {
+    fn of(pid: u32) -> Option<Self> {
+        let counter = limit::oom_counter(pid)?;
+        let kills = limit::oom_kills(&counter)?;
+        Some(Self { counter, kills, kills_at_end: None })
+    }
+
+    /// How many were killed since the look: until the process had ended, or until now.
+    pub fn kills_since(&self) -> Option<u64> {
+        self.kills_at_end.or_else(|| limit::oom_kills(&self.counter))?.checked_sub(self.kills)
+    }
 }
 
 impl Look {
@@ -83,7 +111,7 @@ pub fn look(pid: u32, python_minor: Minor) -> Option<Look> {
     }
     let mut sum = Sum::new(&remote, pymalloc::pool_bytes(python_minor));
     mappings.iter().for_each(|mapping| sum.add(mapping));
-    Some(sum.look(resident))
+    Some(Look { group: Group::of(pid), ..sum.look(resident) })
 }
 
 /// What a mapping is.
@@ -306,6 +334,6 @@ impl<'a> Sum<'a> {
         self.sparse.dedup();
         self.ledger.time = runs::now();
         self.ledger.resident = resident;
-        Look { ledger: self.ledger, sparse: self.sparse, area_bytes: AREA }
+        Look { ledger: self.ledger, sparse: self.sparse, area_bytes: AREA, group: None }
     }
 }

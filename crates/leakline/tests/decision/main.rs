@@ -5,6 +5,7 @@
 mod apps;
 mod balloons;
 mod print;
+mod retained;
 mod simulator;
 
 use std::collections::{HashMap, VecDeque};

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Once;
@@ -78,6 +79,58 @@ pub fn build_agent() {
         build.args(["build", "--quiet", "-p", "leakline-agent", "--profile", "agent", "--target-dir"]).arg(target);
         assert!(build.current_dir(root()).status().unwrap().success(), "the agent can't be built");
     });
+}
+
+/// A folder of tables of one test, deleted at its end.
+pub struct Tables(pub PathBuf);
+
+impl Tables {
+    /// A new one, and the agent for it.
+    pub fn new(name: &str) -> Self {
+        build_agent();
+        let dir = folder(name).join("tables");
+        fs::DirBuilder::new().mode(0o700).create(&dir).unwrap();
+        Self(dir)
+    }
+
+    /// `leakline` with this folder and these arguments.
+    pub fn leakline(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(LEAKLINE);
+        command.arg("--dir").arg(&self.0).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// What it says.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.leakline(arguments).output().unwrap()
+    }
+
+    /// The exit code.
+    pub fn code(&self, arguments: &[&str]) -> i32 {
+        self.output(arguments).status.code().unwrap()
+    }
+
+    /// The folders of runs.
+    pub fn runs(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).collect()
+    }
+
+    /// A run folder with one file that is named as a table.
+    pub fn with_table(&self, bytes: &[u8]) -> PathBuf {
+        let folder = self.0.join("run-1-1");
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder).unwrap();
+        fs::write(folder.join("1-1.leakline"), bytes).unwrap();
+        folder
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(self.0.parent().unwrap());
+        }
+    }
 }
 
 /// A server under `leakline run`.
