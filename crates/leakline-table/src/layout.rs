@@ -10,7 +10,7 @@
 //!        SAMPLES      SampleRecord × n
 //!        COLLECTIONS  CollectionRecord × 64, a ring
 //!        TICKS        TickRecord × 128
-//!        PEAKS        PeakRecord × 64
+//!        PEAKS        PeakRecord × 64, of requests that have ended, and × 16, of some that are in flight
 //!        SOCKETS      SocketRecord × n, a hash table: those in use lie anywhere
 //! ```
 //!
@@ -30,8 +30,10 @@ pub const MOST_BYTES: usize = 1 << 30;
 pub const COLLECTIONS: usize = 64;
 /// Entries of the history of ticks.
 pub const TICKS: usize = 128;
-/// Peaks of single requests that are kept.
+/// Peaks of single requests that are kept when these have ended.
 pub const PEAKS: usize = 64;
+/// Requests in flight whose peaks are shown, behind those.
+pub const PEAKS_IN_FLIGHT: usize = 16;
 /// Buckets of the histogram of request peaks: bucket `i` counts requests whose peak was below 2^i KiB.
 pub const PEAK_BUCKETS: usize = 24;
 /// Buckets of the histograms of what requests read and wrote: bucket `i` counts requests below 2^i bytes.
@@ -362,7 +364,8 @@ record! {
         size: u64,
         /// Unbiased estimate of the bytes it stands for.
         weight: f64,
-        /// Its request was the n-th of its route and outcome, from 1.
+        /// Its request was the n-th of its route and outcome, from 1; as long as that is in flight, a number from 1 that no
+        /// other one in flight has.
         ordinal: u64,
         /// Requests of any route that had ended when it was allocated.
         born: u64,
@@ -407,16 +410,16 @@ record! {
 
 record! {
     /// What one request held at its highest, for the requests that held most.
-    PeakRecord, 56 {
+    PeakRecord, 64 {
         /// Estimated bytes that were live at the peak; 0 where the record is not in use.
         bytes: f64,
         /// Of those, the bytes of the stack that had most.
         top_bytes: f64,
         /// That stack, a StackId.
         top_stack: u32,
-        /// A RouteId.
+        /// A RouteId; 0 where the request is in flight.
         route: u32,
-        /// The request was the n-th of its route and outcome.
+        /// The request was the n-th of its route and outcome; of one in flight, what its samples have there.
         ordinal: u64,
         /// Requests of any route that had ended by then.
         requests: u64,
@@ -427,7 +430,9 @@ record! {
         /// The [`Phase`] at the peak.
         phase: u8,
         /// Zero.
-        reserved: [u8; 6],
+        reserved: [u8; 10],
+        /// Of a request in flight: its route, as far as that is known, a string. 0 where the request has ended.
+        name: u32,
     }
 }
 
@@ -479,7 +484,7 @@ pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
             SectionKind::Samples => (file_bytes / 32, SampleRecord::BYTES),
             SectionKind::Collections => (COLLECTIONS * CollectionRecord::BYTES, CollectionRecord::BYTES),
             SectionKind::Ticks => (TICKS * TickRecord::BYTES, TickRecord::BYTES),
-            SectionKind::Peaks => (PEAKS * PeakRecord::BYTES, PeakRecord::BYTES),
+            SectionKind::Peaks => ((PEAKS + PEAKS_IN_FLIGHT) * PeakRecord::BYTES, PeakRecord::BYTES),
             SectionKind::Sockets => (file_bytes / 128, SocketRecord::BYTES),
         };
         let bytes = bytes / record_bytes * record_bytes;

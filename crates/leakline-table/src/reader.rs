@@ -121,6 +121,8 @@ pub struct Snapshot {
     pub ticks: Vec<TickRecord>,
     /// The requests that held most, the highest first, with the stack that had most of it (an index into `stacks`).
     pub peaks: Vec<(PeakRecord, Option<u32>)>,
+    /// Requests in flight that hold much: what they hold, and their routes, as far as these are known.
+    pub in_flight: Vec<(PeakRecord, String)>,
     /// What requests exchanged over sockets, by route, outcome and peer.
     pub sockets: Vec<(SocketRecord, Peer)>,
     /// Records that contradict the rest of the table and were left out.
@@ -172,6 +174,16 @@ impl Snapshot {
             };
             sockets.push((record, peer));
         }
+        let is_sound = |peak: &PeakRecord| {
+            [peak.bytes, peak.top_bytes, peak.left_bytes].into_iter().all(is_amount)
+                && peak.bytes > 0.0
+                && peak.outcome < 3
+                && peak.phase < 4
+                && (peak.route as usize) < routes.len()
+        };
+        let (shown, ended): (Vec<PeakRecord>, Vec<PeakRecord>) =
+            section(SectionKind::Peaks)?.records(PeakRecord::decode).filter(is_sound).partition(|peak| peak.name != 0);
+        let in_flight = shown.into_iter().map(|peak| (peak, text(string(peak.name)))).collect();
         let (server, command) = (text(string(header.server)), text(string(header.command)));
         if codes.is_empty() || routes.is_empty() {
             return Err(Refusal::Damaged { what: "its code objects or routes lack the first, which stands for none" });
@@ -213,18 +225,8 @@ impl Snapshot {
         let mut collections: Vec<CollectionRecord> =
             section(SectionKind::Collections)?.records(CollectionRecord::decode).collect();
         collections.sort_by_key(|collection| collection.time_ns);
-        let is_sound = |peak: &PeakRecord| {
-            [peak.bytes, peak.top_bytes, peak.left_bytes].into_iter().all(is_amount)
-                && peak.bytes > 0.0
-                && peak.outcome < 3
-                && peak.phase < 4
-                && (peak.route as usize) < routes.len()
-        };
-        let mut peaks: Vec<(PeakRecord, Option<u32>)> = section(SectionKind::Peaks)?
-            .records(PeakRecord::decode)
-            .filter(is_sound)
-            .map(|peak| (peak, resolve(peak.top_stack)))
-            .collect();
+        let mut peaks: Vec<(PeakRecord, Option<u32>)> =
+            ended.into_iter().map(|peak| (peak, resolve(peak.top_stack))).collect();
         peaks.sort_by(|one, other| other.0.bytes.total_cmp(&one.0.bytes));
         let (ticks, broken): (Vec<_>, Vec<_>) =
             section(SectionKind::Ticks)?.records(TickRecord::decode).partition(|tick| is_amount(tick.interval_bytes));
@@ -243,6 +245,7 @@ impl Snapshot {
             collections,
             ticks,
             peaks,
+            in_flight,
             sockets,
             damaged_records,
         })

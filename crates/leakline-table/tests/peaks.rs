@@ -105,3 +105,40 @@ fn work_that_carries_the_context_on_belongs_to_the_request_that_has_ended() {
     table.writer.amend(request, 2);
     assert_eq!(table.snapshot().samples[0].record.outcome, 2);
 }
+
+#[test]
+fn a_request_in_flight_that_holds_much_is_shown_until_it_ends() {
+    let mut table = Table::new(1);
+    let (small, large) = (stack(&mut table, "handler", 0x10), stack(&mut table, "pages", 0x20));
+    let other = table.writer.begin(b"GET", b"/other", 0);
+    born(&mut table, 0x500, MIB, small, other);
+    let request = table.writer.begin(b"GET", b"/pages/17?q=1", 0);
+    table.writer.phase(request, Phase::Streaming);
+    for page in 0..10 {
+        born(&mut table, 0x10_0000 + page * 0x1000, 4 * MIB, large, request);
+    }
+    let snapshot = table.snapshot();
+    let [(peak, name)] = &snapshot.in_flight[..] else { panic!("{:?}", snapshot.in_flight) };
+    assert_eq!((name.as_str(), peak.phase), ("GET /pages/<id>", Phase::Streaming as u8));
+    assert!(peak.bytes >= 0.75 * (40 * MIB) as f64 && snapshot.peaks.is_empty());
+    let of_it = snapshot.samples.iter().filter(|sample| sample.record.ordinal == peak.ordinal);
+    assert_eq!(of_it.map(|sample| sample.record.weight).sum::<f64>(), (40 * MIB) as f64);
+
+    // Its framework names the route, and it grows on.
+    table.writer.route(request, b"/pages/<int:number>");
+    born(&mut table, 0x20_0000, 40 * MIB, large, request);
+    assert_eq!(table.snapshot().in_flight[0].1, "GET /pages/<int:number>");
+    end(&mut table, request, 0);
+    let snapshot = table.snapshot();
+    assert!(snapshot.in_flight.is_empty() && snapshot.peaks.len() == 1);
+    end(&mut table, other, 0);
+
+    // There is room for so many; the others are followed all the same.
+    let requests: Vec<u64> = (0..30).map(|_| table.writer.begin(b"GET", b"/", 0)).collect();
+    for (number, request) in requests.iter().enumerate() {
+        born(&mut table, 0x100_0000 + number as u64 * 0x1000, 8 * MIB, small, *request);
+    }
+    assert_eq!(table.snapshot().in_flight.len(), 16);
+    requests.iter().for_each(|request| end(&mut table, *request, 0));
+    assert!(table.snapshot().in_flight.is_empty());
+}

@@ -11,8 +11,8 @@ use leakline_table::layout::{
 use leakline_table::reader::{self, Code, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
 use crate::analyze::evidence::{
-    Exchanged, Frame, FullCollection, Loss, Outcome, Owner, Passed, Peak, Peer, Phase, Route, RouteId, Sample, Served,
-    Settled, StackId, Tick, Worker,
+    Exchanged, Frame, FullCollection, InFlight, Loss, Outcome, Owner, Passed, Peak, Peer, Phase, Route, RouteId,
+    Sample, Served, Settled, StackId, Tick, Worker,
 };
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
@@ -94,6 +94,7 @@ fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
         requests,
         stacks: stacks(&snapshot, minor),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
+        in_flight: snapshot.in_flight.iter().map(|(record, name)| in_flight(record, name, &snapshot)).collect(),
         exchanged: snapshot.sockets.iter().map(|(record, peer)| exchanged(record, peer)).collect(),
         peaks: snapshot.peaks.iter().filter_map(|(record, stack)| peak(record, *stack, &routes)).collect(),
         routes,
@@ -191,6 +192,24 @@ fn peak(record: &PeakRecord, stack: Option<u32>, routes: &[Route]) -> Option<Pea
         phase: Phase::ALL[record.phase as usize],
         left_bytes: amount(record.left_bytes),
     })
+}
+
+/// What a request in flight holds now; at its highest it may have held more.
+fn in_flight(record: &PeakRecord, name: &str, snapshot: &Snapshot) -> InFlight {
+    let mut stacks: HashMap<Option<u32>, f64> = HashMap::new();
+    let is_of_it =
+        |raw: &&RawSample| raw.record.owner == layout::OWNER_IN_FLIGHT && raw.record.ordinal == record.ordinal;
+    for raw in snapshot.samples.iter().filter(is_of_it) {
+        *stacks.entry(raw.stack).or_default() += amount(raw.record.weight);
+    }
+    let top = stacks.iter().max_by(|one, other| one.1.total_cmp(other.1));
+    InFlight {
+        route: printable(name),
+        phase: Phase::ALL[record.phase as usize],
+        bytes: stacks.values().sum(),
+        top_bytes: top.map_or(0.0, |(_, bytes)| *bytes),
+        stack: top.and_then(|(stack, _)| *stack).map(StackId),
+    }
 }
 
 fn exchanged(record: &SocketRecord, peer: &reader::Peer) -> Exchanged {

@@ -3,10 +3,13 @@
 
 use super::Writer;
 use super::requests::Request;
-use crate::layout::{PEAK_BUCKETS, PeakRecord, SectionKind};
+use crate::layout::{PEAK_BUCKETS, PEAKS, PEAKS_IN_FLIGHT, PeakRecord, SectionKind};
 
 /// Below this no one asks which stack a peak was made of, bytes.
 const LEAST_LOOK_BYTES: f64 = 262_144.0;
+/// From here on a request in flight is shown to readers, so that they can tell what a process was at when it was killed,
+/// bytes.
+const SHOWN_BYTES: f64 = 4_194_304.0;
 /// A peak is looked at again when it has grown by this factor.
 const LOOK_AGAIN: f64 = 1.25;
 /// Stacks that are told apart when a peak is looked at; what comes later only adds to those.
@@ -53,11 +56,56 @@ impl Writer<'_> {
         let peak = &mut self.requests.slot(index).peak;
         (peak.looked_bytes, peak.phase) = (bytes, u32::from(phase));
         (peak.top_stack, peak.top_bytes) = top;
+        if bytes >= SHOWN_BYTES {
+            self.show(index);
+        }
+    }
+
+    /// Shows a request in flight, if a place is left or it has one.
+    fn show(&mut self, index: u32) {
+        let request = *self.requests.slot(index);
+        let in_flight = &self.peaks[PEAKS..];
+        let ordinal = Self::number_in_flight(index);
+        let own = in_flight.iter().position(|record| record.bytes > 0.0 && record.ordinal == ordinal);
+        let Some(at) = own.or_else(|| in_flight.iter().position(|record| record.bytes == 0.0)) else { return };
+        let name = self.name_of(&request);
+        let peak = request.peak;
+        self.peaks[PEAKS + at] = PeakRecord {
+            bytes: peak.looked_bytes,
+            top_bytes: peak.top_bytes,
+            top_stack: peak.top_stack,
+            route: 0,
+            ordinal,
+            requests: self.header.requests,
+            left_bytes: 0.0,
+            outcome: 0,
+            phase: peak.phase as u8,
+            reserved: [0; 10],
+            name,
+        };
+        self.entry(SectionKind::Peaks).used = (PEAKS + PEAKS_IN_FLIGHT) as u32;
+    }
+
+    /// A request ends, and is no longer one in flight.
+    fn hide(&mut self, index: u32) {
+        let ordinal = Self::number_in_flight(index);
+        for record in self.peaks[PEAKS..].iter_mut().filter(|record| record.ordinal == ordinal) {
+            (record.bytes, record.name) = (0.0, 0);
+        }
+    }
+
+    /// The number of a request in flight that its samples have as their ordinal.
+    pub(super) fn number_in_flight(index: u32) -> u64 {
+        u64::from(index) + 1
     }
 
     /// A request ends: its peak is counted, and kept where it is among the highest.
-    pub(super) fn keep_peak(&mut self, request: &Request, route: u32, outcome: u8, ordinal: u64) {
+    pub(super) fn keep_peak(&mut self, index: u32, route: u32, outcome: u8, ordinal: u64) {
+        let request = *self.requests.slot(index);
         let peak = request.peak;
+        if peak.looked_bytes >= SHOWN_BYTES {
+            self.hide(index);
+        }
         if let Some(record) = self.names.routes.get_mut(route as usize) {
             record.peaks[outcome as usize * PEAK_BUCKETS + bucket(peak.bytes)] += 1;
             record.peak_bytes[outcome as usize] = record.peak_bytes[outcome as usize].max(peak.bytes);
@@ -75,17 +123,18 @@ impl Writer<'_> {
             left_bytes: request.live_bytes(),
             outcome,
             phase: peak.phase as u8,
-            reserved: [0; 6],
+            reserved: [0; 10],
+            name: 0,
         };
+        let ended = &mut self.peaks[..PEAKS];
         let of_kind =
-            self.peaks.iter().filter(|old| old.bytes > 0.0 && (old.route, old.outcome) == (route, outcome)).count();
+            ended.iter().filter(|old| old.bytes > 0.0 && (old.route, old.outcome) == (route, outcome)).count();
         let may_go = |old: &PeakRecord| of_kind < PEAKS_A_KIND || (old.route, old.outcome) == (route, outcome);
-        let lowest =
-            self.peaks.iter_mut().filter(|old| may_go(old)).min_by(|one, other| one.bytes.total_cmp(&other.bytes));
+        let lowest = ended.iter_mut().filter(|old| may_go(old)).min_by(|one, other| one.bytes.total_cmp(&other.bytes));
         if let Some(lowest) = lowest.filter(|lowest| lowest.bytes < new.bytes) {
             *lowest = new;
         }
-        self.entry(SectionKind::Peaks).used = crate::layout::PEAKS as u32;
+        self.entry(SectionKind::Peaks).used = (PEAKS + PEAKS_IN_FLIGHT) as u32;
     }
 
     /// A request that has ended gets another outcome: its peak goes with it.

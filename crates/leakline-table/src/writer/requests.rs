@@ -56,7 +56,7 @@ const IN_USE: usize = 1024;
 const IN_USE_LOOKS: usize = 16;
 /// Looks after which a block that stays in use is no longer watched.
 const LOOKS_A_BLOCK: u8 = 64;
-/// Routes made from paths, for frameworks that name none; beyond, such requests share one route a method.
+/// Routes made from paths, for frameworks that name none, or not yet; beyond, such requests share one route a method.
 const PATH_ROUTES: u32 = 256;
 
 #[derive(Clone, Copy)]
@@ -259,7 +259,7 @@ impl Writer<'_> {
                 }
             }
         }
-        self.keep_peak(&request, route, outcome, ordinal);
+        self.keep_peak(index, route, outcome, ordinal);
         let request = self.requests.slot(index);
         request.generation = request.generation.wrapping_add(1);
         (request.route, request.outcome, request.ordinal) = (route, u32::from(outcome), ordinal);
@@ -407,14 +407,30 @@ impl Writer<'_> {
         }
     }
 
-    fn route_of(&mut self, request: &Request) -> u32 {
-        let (method_bytes, name_bytes) = (request.method_bytes as usize, request.name_bytes as usize);
+    /// The name of a request's route, as a string of the table: its framework's template, or else its path, normalised.
+    pub(super) fn name_of(&mut self, request: &Request) -> u32 {
         let mut name = [0; NAME_BYTES];
-        let mut length = name_bytes;
-        name[..name_bytes].copy_from_slice(&request.name[..name_bytes]);
-        if request.is_template == 0 {
-            length = method_bytes + normalise(&request.name[method_bytes..name_bytes], &mut name[method_bytes..]);
+        let mut length = request.route_name(&mut name);
+        if let Some(known) = self.names.known_string(&name[..length]) {
+            return known;
         }
+        if request.is_template == 0 {
+            if self.requests.path_routes < PATH_ROUTES {
+                self.requests.path_routes += 1;
+            } else {
+                length = request.method_bytes as usize + 5;
+                name[request.method_bytes as usize..length].copy_from_slice(b"other");
+            }
+        }
+        let id = self.string(&name[..length]);
+        self.publish_names();
+        id
+    }
+
+    fn route_of(&mut self, request: &Request) -> u32 {
+        let method_bytes = request.method_bytes as usize;
+        let mut name = [0; NAME_BYTES];
+        let length = request.route_name(&mut name);
         let routes = self.names.used().routes;
         let may_add = request.is_template != 0 || self.requests.path_routes < PATH_ROUTES;
         let mut route = self.names.route(&name[..length], may_add);
@@ -472,6 +488,16 @@ impl Request {
 
     pub(super) fn route(&self) -> u32 {
         self.route
+    }
+
+    /// Writes the method and the template, or the normalised path, and returns the bytes written.
+    fn route_name(&self, into: &mut [u8; NAME_BYTES]) -> usize {
+        let (method_bytes, name_bytes) = (self.method_bytes as usize, self.name_bytes as usize);
+        into[..name_bytes].copy_from_slice(&self.name[..name_bytes]);
+        match self.is_template {
+            0 => method_bytes + normalise(&self.name[method_bytes..name_bytes], &mut into[method_bytes..]),
+            _ => name_bytes,
+        }
     }
 
     fn set_path(&mut self, path: &[u8]) {

@@ -332,7 +332,7 @@ impl Writer<'_> {
             address: 0,
             size: birth.size,
             weight,
-            ordinal: 0,
+            ordinal: open.map_or(0, Self::number_in_flight),
             born,
             route: 0,
             outcome: 0,

@@ -10,6 +10,9 @@
 //! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
 //! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
 //!
+//! A request that was in flight when its process ended is reported, too, where it held as much and its route's others don't:
+//! who looks for the reason of a process that was killed wants to know what it was at.
+//!
 //! Who it is compared with depends on what sets it apart: requests that fail or are aborted with the route's others, any
 //! request with the whole route. `docs/decision.md` says why.
 use std::collections::BTreeMap;
@@ -71,6 +74,8 @@ pub struct Balloon {
     pub application: Option<Frame>,
     /// The way from the allocating line outwards.
     pub stack: Vec<Frame>,
+    /// The process that ended in the midst of the request; `None` where the request ended and gave the memory back.
+    pub killed: Option<u32>,
     /// The share of that stack, 0 to 1.
     pub share: f64,
     /// What its requests exchanged over sockets, beside what is usual for those that they are compared with.
@@ -102,6 +107,7 @@ pub fn balloons(evidence: &Evidence) -> Vec<Balloon> {
     }
     let mut found: Vec<Balloon> =
         routes.iter().flat_map(|(route, heights)| of_route(evidence, &libraries, route, heights)).collect();
+    found.extend(cut_off(evidence, &libraries, &routes));
     found.sort_by(|one, other| other.peak_bytes.total_cmp(&one.peak_bytes));
     found
 }
@@ -118,7 +124,7 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
         let (reached, requests) = (heights.reached(&[outcome], level), heights.requests(&[outcome]));
         let (reached_else, requests_else) = (heights.reached(&rest, level), heights.requests(&rest));
         let chance = chance(reached, requests, reached + reached_else, requests + requests_else);
-        if chance <= CHANCE && heights.is_unusual(highest, level, &rest) {
+        if chance <= CHANCE && heights.is_unusual(highest.peak.bytes, level, &rest) {
             let confidence = (1.0 - chance).min(MOST_CONFIDENCE);
             let sockets = exchanged(evidence, &[route.to_owned()], &[outcome], &rest);
             found.push(Balloon {
@@ -131,7 +137,9 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
         }
     }
     let known = peaks(evidence, route, &others);
-    if let Some(highest) = highest(&known).filter(|one| heights.is_unusual(one, level(one.peak.bytes), &others)) {
+    if let Some(highest) =
+        highest(&known).filter(|one| heights.is_unusual(one.peak.bytes, level(one.peak.bytes), &others))
+    {
         let sockets = exchanged(evidence, &[route.to_owned()], &others, &others);
         found.push(Balloon { sockets, ..balloon(libraries, heights, highest, &known, &others) });
     }
@@ -218,6 +226,16 @@ impl Heights {
         outcomes.iter().flat_map(|&outcome| &self.0[outcome as usize][level..]).sum()
     }
 
+    /// How many requests of each outcome that there was reached a level.
+    fn outcomes(&self, level: usize) -> Vec<Reached> {
+        let reached = |outcome| Reached {
+            outcome,
+            requests: self.requests(&[outcome]),
+            reached: self.reached(&[outcome], level),
+        };
+        Outcome::ALL.map(reached).into_iter().filter(|reached| reached.requests > 0).collect()
+    }
+
     /// Half of the requests stayed below so many bytes.
     fn usual_bytes(&self, outcomes: &[Outcome]) -> u64 {
         let requests = self.requests(outcomes);
@@ -225,9 +243,9 @@ impl Heights {
         1024 << (0..23).find(is_below).unwrap_or(23)
     }
 
-    fn is_unusual(&self, highest: &Candidate, level: usize, among: &[Outcome]) -> bool {
+    fn is_unusual(&self, bytes: f64, level: usize, among: &[Outcome]) -> bool {
         let few = self.reached(among, level) as f64 <= self.requests(among) as f64 * FEW;
-        few && highest.peak.bytes >= self.usual_bytes(among) as f64 * TIMES_USUAL
+        few && bytes >= self.usual_bytes(among) as f64 * TIMES_USUAL
     }
 }
 
@@ -281,11 +299,6 @@ fn balloon(
     let level_bytes = level_bytes(level);
     let of_kind = known.iter().filter(|other| other.peak.bytes >= level_bytes as f64);
     let stack = peak.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
-    let reached = |outcome| Reached {
-        outcome,
-        requests: heights.requests(&[outcome]),
-        reached: heights.reached(&[outcome], level),
-    };
     Balloon {
         route: worker.routes[peak.request.route.0 as usize].name.clone(),
         outcome: None,
@@ -297,15 +310,59 @@ fn balloon(
         live_bytes: of_kind.fold(0.0, |sum, other| sum + other.live_bytes()),
         rss_peak_bytes: worker.rss_peak_bytes,
         level_bytes,
-        outcomes: Outcome::ALL.map(reached).into_iter().filter(|reached| reached.requests > 0).collect(),
+        outcomes: heights.outcomes(level),
         usual_bytes: heights.usual_bytes(compared),
         confidence: MOST_CONFIDENCE,
         site: stack.first().cloned(),
         application: libraries.application(&stack).cloned(),
+        killed: None,
         share: (peak.top_bytes / peak.bytes).min(1.0),
         sockets: vec![],
         stack,
     }
+}
+
+/// The requests that held much when their process ended in the midst of them: of each route the one that held most.
+fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, Heights>) -> Vec<Balloon> {
+    let gone = evidence.workers.iter().filter(|worker| !worker.alive);
+    let requests = gone.flat_map(|worker| worker.in_flight.iter().map(move |request| (worker, request)));
+    let mut highest: BTreeMap<&str, Balloon> = BTreeMap::new();
+    for (worker, request) in requests {
+        let deviation = SURE * (worker.interval_bytes * request.bytes).sqrt();
+        let none = Heights::default();
+        let heights = routes.get(request.route.as_str()).unwrap_or(&none);
+        let level = level(request.bytes);
+        let is_large =
+            request.bytes - deviation >= LEAST_BYTES && request.bytes >= worker.rss_peak_bytes as f64 * LEAST_SHARE;
+        let is_known = highest.get(request.route.as_str()).is_some_and(|known| known.peak_bytes >= request.bytes);
+        if !is_large || is_known || !heights.is_unusual(request.bytes, level, &Outcome::ALL) {
+            continue;
+        }
+        let stack = request.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
+        let balloon = Balloon {
+            route: request.route.clone(),
+            outcome: None,
+            phase: request.phase,
+            peak_bytes: request.bytes,
+            low: request.bytes - deviation,
+            high: request.bytes + deviation,
+            left_bytes: 0.0,
+            live_bytes: request.bytes,
+            rss_peak_bytes: worker.rss_peak_bytes,
+            level_bytes: level_bytes(level),
+            outcomes: heights.outcomes(level),
+            usual_bytes: heights.usual_bytes(&Outcome::ALL),
+            confidence: MOST_CONFIDENCE,
+            site: stack.first().cloned(),
+            application: libraries.application(&stack).cloned(),
+            killed: Some(worker.pid),
+            share: (request.top_bytes / request.bytes).min(1.0),
+            sockets: exchanged(evidence, std::slice::from_ref(&request.route), &Outcome::ALL, &Outcome::ALL),
+            stack,
+        };
+        highest.insert(&request.route, balloon);
+    }
+    highest.into_values().collect()
 }
 
 #[cfg(test)]

@@ -152,6 +152,21 @@ pub struct Peak {
     pub left_bytes: f64,
 }
 
+/// A request that is being served, or was when its process ended, and what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InFlight {
+    /// `GET /data/<id>`, or its path with numbers left out where no framework had named the route yet.
+    pub route: String,
+    /// What it was doing when it was looked at last.
+    pub phase: Phase,
+    /// Estimated bytes that it holds.
+    pub bytes: f64,
+    /// Of those, the bytes of the stack that has most.
+    pub top_bytes: f64,
+    /// That stack.
+    pub stack: Option<StackId>,
+}
+
 /// Who is at the other end of a socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Peer {
@@ -311,6 +326,8 @@ pub struct Worker {
     pub samples: Vec<Sample>,
     /// The requests that held most at once.
     pub peaks: Vec<Peak>,
+    /// Requests that hold much and have not ended; some, where there are many.
+    pub in_flight: Vec<InFlight>,
     /// What requests exchanged over sockets.
     pub exchanged: Vec<Exchanged>,
     /// The collector's full runs, oldest first; the latest 64 at most.

@@ -146,6 +146,9 @@ pub struct Finding {
     pub remedies: Vec<String>,
     /// The highest resident set of the balloon's process; null for a leak.
     pub rss_peak: Option<u64>,
+    /// The process that ended in the midst of the request; null where the request ended and gave the memory back, and for
+    /// a leak.
+    pub killed: Option<u32>,
     /// A request is counted as one that balloons if it held so many bytes at once; null for a leak.
     pub level_bytes: Option<u64>,
     /// Half of the requests that a balloon's are compared with held less than so many bytes; null for a leak.
@@ -394,6 +397,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         retained_by_python: None,
         remedies: vec![],
         rss_peak: None,
+        killed: None,
         level_bytes: None,
         usual_bytes: None,
         outcomes: finding.outcomes.iter().map(grown).collect(),
@@ -436,6 +440,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         retained_by_python: None,
         remedies: vec![],
         rss_peak: Some(balloon.rss_peak_bytes),
+        killed: balloon.killed,
         level_bytes: Some(balloon.level_bytes),
         usual_bytes: Some(balloon.usual_bytes),
         outcomes: balloon.outcomes.iter().map(reached).collect(),
@@ -609,6 +614,12 @@ fn balloon_summary(balloon: &Balloon) -> String {
     let bytes = super::text::size(balloon.peak_bytes);
     let condition = condition(balloon.outcome);
     let place = place(balloon.application.as_ref(), balloon.site.as_ref());
+    if let Some(pid) = balloon.killed {
+        return format!(
+            "A request of {} held {bytes} when process {pid} ended in the midst of it{place}.",
+            balloon.route
+        );
+    }
     format!("A request of {}{condition} took {bytes} at once and gave it back{place}.", balloon.route)
 }
 

@@ -131,12 +131,17 @@ impl Page<'_> {
             "after" => " after the response",
             _ => "",
         };
-        writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
-        let given_back = match finding.left_bytes.unwrap_or_default() > peak / 2.0 {
-            true => "given back when the collector runs",
-            false => "given back when it ends",
-        };
-        writeln!(self.text, "      ({low} to {high}, by one request{phase}, {given_back})\n")?;
+        if let Some(pid) = finding.killed {
+            writeln!(self.text, "{verdict} held {bytes} when process {pid} ended in the midst of it")?;
+            writeln!(self.text, "      ({low} to {high}, by one request{phase})\n")?;
+        } else {
+            writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
+            let given_back = match finding.left_bytes.unwrap_or_default() > peak / 2.0 {
+                true => "given back when the collector runs",
+                false => "given back when it ends",
+            };
+            writeln!(self.text, "      ({low} to {high}, by one request{phase}, {given_back})\n")?;
+        }
         self.path(finding)?;
         let reached =
             |of: &Compared| format!("{} of {} {}", count(of.reached.unwrap_or(0)), count(of.requests), of.outcome);
@@ -144,12 +149,19 @@ impl Page<'_> {
         let level = size(finding.level_bytes.unwrap_or_default() as f64);
         let usual = size(finding.usual_bytes.unwrap_or_default() as f64);
         let who = if finding.outcome == "any" { "all" } else { "the others" };
-        writeln!(self.text, "  reached  {level} by {}", reached.join(", "))?;
-        writeln!(self.text, "  usual    half of {who} stayed below {usual}")?;
+        if reached.is_empty() {
+            writeln!(self.text, "  usual    not known: no other request of this route has ended")?;
+        } else {
+            writeln!(self.text, "  reached  {level} by {}", reached.join(", "))?;
+            writeln!(self.text, "  usual    half of {who} stayed below {usual}")?;
+        }
         for socket in &finding.sockets {
             if socket.most_read as f64 >= peak * WORTH_READING {
                 self.read(socket, who)?;
             }
+        }
+        if finding.killed.is_some() {
+            return writeln!(self.text);
         }
         let rss_peak = finding.rss_peak.unwrap_or_default() as f64;
         let (rss, share) = (size(rss_peak), peak / rss_peak.max(1.0) * 100.0);

@@ -1,4 +1,8 @@
-"""A route whose failures take 64 MB at once, beside one that always takes 24 MB: the first is a balloon, the second is not."""
+"""A route whose failures take 64 MB at once, beside one that always takes 24 MB: the first is a balloon, the second is not.
+A third one takes 64 MB and does not end."""
+import os
+import time
+
 from flask import Flask
 
 app = Flask(__name__)
@@ -20,3 +24,13 @@ def statement(number):
 @app.get("/export")
 def export():
     return f"{len(pages(24))} pages"
+
+
+@app.get("/endless/<int:number>")
+def endless(number):
+    found = []
+    if number == 0:
+        found = pages(64)  # never given back
+        print("process %d holds its pages" % os.getpid(), flush=True)
+        time.sleep(600)
+    return f"{len(found)} pages"
