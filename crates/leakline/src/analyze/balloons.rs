@@ -10,7 +10,7 @@
 //! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
 //! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
 //!
-//! A request that was in flight when its process ended is reported, too, where it held as much and its route's others don't:
+//! A request that was in flight when its process was killed is reported, too, where it held as much and its route's others don't:
 //! who looks for the reason of a process that was killed wants to know what it was at.
 //!
 //! Who it is compared with depends on what sets it apart: requests that fail or are aborted with the route's others, any
@@ -74,7 +74,7 @@ pub struct Balloon {
     pub application: Option<Frame>,
     /// The way from the allocating line outwards.
     pub stack: Vec<Frame>,
-    /// The process that ended in the midst of the request; `None` where the request ended and gave the memory back.
+    /// The process that was killed in the midst of the request; `None` where the request ended and gave the memory back.
     pub killed: Option<u32>,
     /// The share of that stack, 0 to 1.
     pub share: f64,
@@ -322,10 +322,10 @@ fn balloon(
     }
 }
 
-/// The requests that held much when their process ended in the midst of them: of each route the one that held most.
+/// The requests that held much when their process was killed in the midst of them: of each route the one that held most.
 fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, Heights>) -> Vec<Balloon> {
-    let gone = evidence.workers.iter().filter(|worker| !worker.alive);
-    let requests = gone.flat_map(|worker| worker.in_flight.iter().map(move |request| (worker, request)));
+    let killed = evidence.workers.iter().filter(|worker| worker.killed);
+    let requests = killed.flat_map(|worker| worker.in_flight.iter().map(move |request| (worker, request)));
     let mut highest: BTreeMap<&str, Balloon> = BTreeMap::new();
     for (worker, request) in requests {
         let deviation = SURE * (worker.interval_bytes * request.bytes).sqrt();

@@ -146,7 +146,7 @@ pub struct Finding {
     pub remedies: Vec<String>,
     /// The highest resident set of the balloon's process; null for a leak.
     pub rss_peak: Option<u64>,
-    /// The process that ended in the midst of the request; null where the request ended and gave the memory back, and for
+    /// The process that was killed in the midst of the request; null where the request ended and gave the memory back, and for
     /// a leak.
     pub killed: Option<u32>,
     /// A request is counted as one that balloons if it held so many bytes at once; null for a leak.
@@ -482,6 +482,7 @@ fn retained(retained: &Retained) -> Finding {
         retained_by_python: Some(retained.python_bytes),
         remedies: retained.remedies.iter().map(|&of| remedy(of, retained)).collect(),
         rss_peak: None,
+        killed: None,
         level_bytes: None,
         usual_bytes: None,
         outcomes: vec![],
@@ -616,7 +617,7 @@ fn balloon_summary(balloon: &Balloon) -> String {
     let place = place(balloon.application.as_ref(), balloon.site.as_ref());
     if let Some(pid) = balloon.killed {
         return format!(
-            "A request of {} held {bytes} when process {pid} ended in the midst of it{place}.",
+            "A request of {} held {bytes} when process {pid} was killed in the midst of it{place}.",
             balloon.route
         );
     }

@@ -132,7 +132,7 @@ impl Page<'_> {
             _ => "",
         };
         if let Some(pid) = finding.killed {
-            writeln!(self.text, "{verdict} held {bytes} when process {pid} ended in the midst of it")?;
+            writeln!(self.text, "{verdict} held {bytes} when process {pid} was killed in the midst of it")?;
             writeln!(self.text, "      ({low} to {high}, by one request{phase})\n")?;
         } else {
             writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
