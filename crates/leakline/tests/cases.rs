@@ -5,6 +5,8 @@
 //! # expect: none
 //! # expect: leak ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
+//!     native in LIBRARY                    its origin is native (or mixed), and it blames this library
+//!     by SYMBOL                            and this function of it
 //!     N B/request within P %               the size of the leak
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
@@ -45,6 +47,8 @@ enum Expected {
 #[derive(Debug)]
 enum Clause {
     In(String),
+    Origin { origin: String, library: String },
+    By(String),
     PerRequest { bytes: f64, within: f64 },
     Kept { path: String, within: f64 },
     Share(f64),
@@ -93,6 +97,10 @@ fn clause(text: &str) -> Clause {
     let number = |word: &str| word.parse::<f64>().unwrap_or_else(|_| panic!("{word} in {text:?} is no number"));
     match text.split(' ').collect::<Vec<_>>()[..] {
         ["in", package] => Clause::In(format!("/{package}/")),
+        [origin @ ("native" | "mixed"), "in", library] => {
+            Clause::Origin { origin: origin.to_owned(), library: library.to_owned() }
+        }
+        ["by", symbol] => Clause::By(symbol.to_owned()),
         [bytes, "B/request", "within", percent, "%"] => {
             Clause::PerRequest { bytes: number(bytes), within: number(percent) / 100.0 }
         }
@@ -135,7 +143,14 @@ fn check(name: &str) {
         let service = case.start_service(&python, &folder).unwrap();
         let service_port = service.as_ref().map(|service| service.port);
         let server = Server::start_with(&case.options, &case.command(&python, port, service_port), &folder, port);
-        server.drive_well(&case.traffic);
+        match &expected {
+            // What leaks when requests fail is shown by requests that fail, beside others that do not.
+            Expected::Leak { outcome: Some(outcome), .. } if outcome == "error" => {
+                let statuses = server.drive(&case.traffic).sum().statuses;
+                assert!(statuses.keys().eq(&[200, 500]), "{name} on {version}: {statuses:?}\n{}", server.log());
+            }
+            _ => server.drive_well(&case.traffic),
+        }
         let kept = match &expected {
             Expected::Leak { clauses, .. } => clauses.iter().find_map(|clause| match clause {
                 Clause::Kept { path, .. } => Some(server.get(path).trim().parse::<f64>().unwrap()),
@@ -223,6 +238,17 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
     for clause in clauses {
         match clause {
             Clause::In(package) => passes_through(first, package)?,
+            Clause::Origin { origin, library } => {
+                let named = first["library"].as_str().is_some_and(|named| named.starts_with(library.as_str()));
+                if first["origin"] != origin.as_str() || !named {
+                    return Err(format!("{} in {} is blamed", first["origin"], first["library"]));
+                }
+            }
+            Clause::By(symbol) => {
+                if first["blamed"]["symbol"] != symbol.as_str() {
+                    return Err(format!("{} is blamed", first["blamed"]));
+                }
+            }
             Clause::PerRequest { bytes, within } => near(per_request, *bytes, *within, "bytes per request")?,
             Clause::Kept { within, .. } => near(
                 live(report, |_| true),
@@ -349,6 +375,7 @@ cases! {
     recycled_dicts "recycled-dicts"
     s3_proxy "s3-proxy"
     story_site "story-site"
+    lost_bitmap "lost-bitmap"
     orphaned_tasks "orphaned-tasks"
     retained_export "retained-export"
     event_stream "healthy/event-stream"
