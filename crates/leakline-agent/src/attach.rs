@@ -13,7 +13,7 @@
 //!
 //! None of them may wait for the GIL, which another thread may hold for long.
 
-use crate::{clock, config, fork, hooks, python, recorder, requests, sampler, sockets, table};
+use crate::{clock, config, fork, hooks, native, python, recorder, requests, sampler, sockets, table};
 use leakline_table::attachment::{Attachment, FUNCTIONS, State};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering;
@@ -82,6 +82,7 @@ pub extern "C" fn leakline_prepare() -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn leakline_begin() -> u64 {
     fork::watch();
+    native::prepare();
     hooks::native::try_relays();
     set(State::Asked);
     sampler::await_interpreter();

@@ -5,6 +5,8 @@
 //! hooks/python   PyMem obj and mem, 512 bytes or less ─┴► sampler ► recorder (one lock) ► table (leakline-table)
 //! hooks/socket   recv, send and their like ──────────────► sockets ──┘
 //! python/        what is known of CPython: its API, frames, free lists; how the agent gets in
+//! native/        what is known of native code: modules, unwinding; the agent's own memory
+//! stack          one stack of both
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
 //! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
@@ -24,12 +26,14 @@ mod end;
 mod fork;
 mod hooks;
 mod message;
+mod native;
 mod python;
 mod recorder;
 mod requests;
 mod response;
 mod sampler;
 mod sockets;
+mod stack;
 mod table;
 
 /// Runs when the dynamic loader has loaded the agent: before the program's `main`, or in the middle of its life.
@@ -47,6 +51,7 @@ extern "C" fn on_load() {
         return;
     }
     if python::api::load() {
+        native::prepare();
         fork::watch();
         sampler::await_interpreter();
     } else {

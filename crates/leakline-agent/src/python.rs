@@ -9,7 +9,7 @@ mod life;
 mod text;
 
 pub(crate) use context::Variable;
-pub(crate) use frames::record_stack;
+pub(crate) use frames::{DEPTH, evaluator, frames};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
 pub(crate) use layout::{pool_bytes, version};
 pub(crate) use life::look;

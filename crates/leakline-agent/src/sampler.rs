@@ -9,7 +9,7 @@
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
-use crate::{clock, config, message, requests, sockets, table};
+use crate::{clock, config, message, requests, sockets, stack, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
 use leakline_table::writer::{Birth, Random, Transit};
 use std::cell::UnsafeCell;
@@ -211,7 +211,7 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
     let Some(writer) = recorder.writer() else { return };
     let interval = writer.interval_bytes();
     // SAFETY: the thread state is this thread's.
-    let stack = thread.map_or(0, |thread| unsafe { python::record_stack(writer, thread) });
+    let stack = unsafe { stack::record(writer, thread) };
     let sample = writer.born(&Birth {
         address: address as u64,
         size: bytes as u64,
@@ -333,7 +333,7 @@ pub(crate) fn arrive(transit: Transit, address: usize, bytes: usize) {
         let Some(api) = api::get() else { return };
         let (thread, request) = on_whose_behalf(api, python::access(api));
         // SAFETY: the thread state is this thread's.
-        let stack = thread.map_or(0, |thread| unsafe { python::record_stack(writer, thread) });
+        let stack = unsafe { stack::record(writer, thread) };
         writer.grown(transit, added, stack, request);
     });
 }

@@ -5,13 +5,16 @@
 //! 4096   one section after the other, each aligned to 64 bytes:
 //!        STRINGS      [len: u32][bytes][padding to 4]…      a StringId is an offset into it, 0 is none
 //!        CODES        CodeRecord × n                        a CodeId is an index, 0 is none
-//!        STACKS       [count: u32]([code: u32][instruction: u32]) × count …    a StackId is a word's index, 0 is none
+//!        STACKS       [count: u32](frame) × count …         a StackId is a word's index, 0 is none
+//!            frame of Python      [code: u32][instruction: u32]
+//!            frame of native code [NATIVE | module: u32][offset: u32]
 //!        ROUTES       RouteRecord × n                       a RouteId is an index, 0 is "no route"
 //!        SAMPLES      SampleRecord × n
 //!        COLLECTIONS  CollectionRecord × 64, a ring
 //!        TICKS        TickRecord × 128
 //!        PEAKS        PeakRecord × 64, of requests that have ended, and × 16, of some that are in flight
 //!        SOCKETS      SocketRecord × n, a hash table: those in use lie anywhere
+//!        MODULES      ModuleRecord × 512                    a ModuleId is an index, 0 is none
 //! ```
 //!
 //! A reader skips sections whose kind it does not know, and refuses a header whose version is newer than its own.
@@ -30,6 +33,12 @@ pub const MOST_BYTES: usize = 1 << 30;
 pub const COLLECTIONS: usize = 64;
 /// Entries of the history of ticks.
 pub const TICKS: usize = 128;
+/// Programs and libraries that native frames can lie in, and the one that stands for none.
+pub const MODULES: usize = 512;
+/// Marks the first word of a native frame in STACKS; the other bits are a ModuleId. The second word is the address less
+/// where the module was loaded, so that it is the same in every process: the address as the module's own symbols state
+/// it. It lies within the instruction that made the call.
+pub const NATIVE: u32 = 1 << 31;
 /// Peaks of single requests that are kept when these have ended.
 pub const PEAKS: usize = 64;
 /// Requests in flight whose peaks are shown, behind those.
@@ -63,10 +72,12 @@ pub enum SectionKind {
     Peaks = 8,
     /// [`SocketRecord`]s.
     Sockets = 9,
+    /// [`ModuleRecord`]s.
+    Modules = 10,
 }
 
 /// Sections that this version writes, in file order.
-pub const SECTIONS: [SectionKind; 9] = [
+pub const SECTIONS: [SectionKind; 10] = [
     SectionKind::Strings,
     SectionKind::Codes,
     SectionKind::Stacks,
@@ -76,6 +87,7 @@ pub const SECTIONS: [SectionKind; 9] = [
     SectionKind::Ticks,
     SectionKind::Peaks,
     SectionKind::Sockets,
+    SectionKind::Modules,
 ];
 
 /// Why something was not recorded; index into [`Header::lost`].
@@ -104,13 +116,17 @@ pub enum Loss {
     ShimFailures = 9,
     /// What a request exchanged with a peer, where there was no room to count it.
     SocketsFull = 10,
+    /// More libraries than the table holds: native frames without one are left out.
+    ModulesFull = 11,
+    /// Native stacks that could not be followed: code without tables for unwinding, as it is made at run time.
+    NativeStackCut = 12,
 }
 
 /// How many causes [`Header::lost`] has room for.
 pub const LOSSES: usize = 16;
 
 /// The names of the losses in reports, by [`Loss`].
-pub const LOSS_NAMES: [&str; 11] = [
+pub const LOSS_NAMES: [&str; 13] = [
     "contention",
     "strings_full",
     "codes_full",
@@ -122,6 +138,8 @@ pub const LOSS_NAMES: [&str; 11] = [
     "no_python_stack",
     "shim_failures",
     "sockets_full",
+    "modules_full",
+    "native_stack_cut",
 ];
 
 /// Makes a `repr(C)` record and its decoder from bytes, so that the reader needs no `unsafe` and both halves share one
@@ -293,6 +311,25 @@ record! {
         line_table: u32,
         /// `co_firstlineno`.
         first_line: u32,
+    }
+}
+
+/// [`ModuleRecord::flags`]: holds CPython itself.
+pub const MODULE_INTERPRETER: u32 = 1;
+/// [`ModuleRecord::flags`]: provides malloc.
+pub const MODULE_ALLOCATOR: u32 = 2;
+
+record! {
+    /// A program or library that was loaded in the process.
+    ModuleRecord, 16 {
+        /// Where the loader found it, a string.
+        path: u32,
+        /// Its build-id, as many bytes as it has; a string.
+        build_id: u32,
+        /// [`MODULE_INTERPRETER`] and its like.
+        flags: u32,
+        /// Zero.
+        reserved: u32,
     }
 }
 
@@ -486,6 +523,7 @@ pub fn directory(file_bytes: usize) -> [SectionEntry; DIRECTORY] {
             SectionKind::Ticks => (TICKS * TickRecord::BYTES, TickRecord::BYTES),
             SectionKind::Peaks => ((PEAKS + PEAKS_IN_FLIGHT) * PeakRecord::BYTES, PeakRecord::BYTES),
             SectionKind::Sockets => (file_bytes / 128, SocketRecord::BYTES),
+            SectionKind::Modules => (MODULES * ModuleRecord::BYTES, ModuleRecord::BYTES),
         };
         let bytes = bytes / record_bytes * record_bytes;
         *entry = SectionEntry {

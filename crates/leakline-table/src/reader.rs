@@ -5,8 +5,8 @@
 //! it can't make the reader fail.
 
 use crate::layout::{
-    self, CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind,
-    SocketRecord, TickRecord,
+    self, CodeRecord, CollectionRecord, Header, ModuleRecord, PeakRecord, RouteRecord, SampleRecord, SectionEntry,
+    SectionKind, SocketRecord, TickRecord,
 };
 use std::fmt;
 
@@ -60,13 +60,44 @@ pub struct Code {
     pub first_line: u32,
 }
 
-/// A frame: where a function was in its bytecode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawFrame {
-    /// Index into [`Snapshot::codes`].
-    pub code: u32,
-    /// Offset of the instruction in the code's bytecode, in bytes; `None` where the function had not begun.
-    pub instruction: Option<u32>,
+/// A program or library.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Module {
+    /// Where the loader found it, in the process's own view of the file system.
+    pub path: String,
+    /// Its build-id; empty where it has none.
+    pub build_id: Vec<u8>,
+    /// `MODULE_INTERPRETER` and its like.
+    pub flags: u32,
+}
+
+/// A frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RawFrame {
+    /// Where a function of Python was in its bytecode.
+    Python {
+        /// Index into [`Snapshot::codes`].
+        code: u32,
+        /// Offset of the instruction in the code's bytecode, in bytes; `None` where the function had not begun.
+        instruction: Option<u32>,
+    },
+    /// Where native code was.
+    Native {
+        /// Index into [`Snapshot::modules`].
+        module: u32,
+        /// The address that the module's own symbols state, bytes.
+        offset: u32,
+    },
+}
+
+impl RawFrame {
+    /// The code and the instruction, where it is a frame of Python.
+    pub fn python(self) -> Option<(u32, Option<u32>)> {
+        match self {
+            Self::Python { code, instruction } => Some((code, instruction)),
+            Self::Native { .. } => None,
+        }
+    }
 }
 
 /// A live sample.
@@ -109,6 +140,8 @@ pub struct Snapshot {
     pub command: String,
     /// Code objects; index 0 is an empty one.
     pub codes: Vec<Code>,
+    /// Programs and libraries; index 0 is an empty one.
+    pub modules: Vec<Module>,
     /// Stacks that samples refer to, innermost frame first.
     pub stacks: Vec<Vec<RawFrame>>,
     /// Routes; index 0 is "no route".
@@ -184,6 +217,14 @@ impl Snapshot {
         let (shown, ended): (Vec<PeakRecord>, Vec<PeakRecord>) =
             section(SectionKind::Peaks)?.records(PeakRecord::decode).filter(is_sound).partition(|peak| peak.name != 0);
         let in_flight = shown.into_iter().map(|peak| (peak, text(string(peak.name)))).collect();
+        let modules: Vec<Module> = section(SectionKind::Modules)?
+            .records(ModuleRecord::decode)
+            .map(|record| Module {
+                path: text(string(record.path)),
+                build_id: string(record.build_id).to_vec(),
+                flags: record.flags,
+            })
+            .collect();
         let (server, command) = (text(string(header.server)), text(string(header.command)));
         if codes.is_empty() || routes.is_empty() {
             return Err(Refusal::Damaged { what: "its code objects or routes lack the first, which stands for none" });
@@ -198,7 +239,7 @@ impl Snapshot {
         let mut known = std::collections::HashMap::new();
         let mut resolve = |id: u32| {
             *known.entry(id).or_insert_with(|| {
-                let frames = words.stack(id, codes.len())?;
+                let frames = words.stack(id, codes.len(), modules.len())?;
                 room = room.checked_sub(size_of_val(&*frames))?;
                 stacks.push(frames);
                 Some(stacks.len() as u32 - 1)
@@ -239,6 +280,7 @@ impl Snapshot {
             command,
             header,
             codes,
+            modules,
             stacks,
             routes,
             samples,
@@ -331,17 +373,21 @@ impl<'a> Section<'a> {
     }
 
     /// The frames of a stack; `None` for 0 and for what is none.
-    fn stack(&self, id: u32, codes: usize) -> Option<Vec<RawFrame>> {
+    fn stack(&self, id: u32, codes: usize, modules: usize) -> Option<Vec<RawFrame>> {
         let count = self.word(id as usize)? as usize;
         if id == 0 || count == 0 || count > DEEPEST {
             return None;
         }
         (0..count)
             .map(|index| {
-                let code = self.word(id as usize + 1 + 2 * index)?;
-                let instruction = self.word(id as usize + 2 + 2 * index)?;
-                ((code as usize) < codes)
-                    .then_some(RawFrame { code, instruction: (instruction != u32::MAX).then_some(instruction) })
+                let first = self.word(id as usize + 1 + 2 * index)?;
+                let second = self.word(id as usize + 2 + 2 * index)?;
+                let module = first & !layout::NATIVE;
+                if module != first {
+                    return ((module as usize) < modules).then_some(RawFrame::Native { module, offset: second });
+                }
+                let instruction = (second != u32::MAX).then_some(second);
+                ((first as usize) < codes).then_some(RawFrame::Python { code: first, instruction })
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 //! Nothing here allocates, blocks or panics by design: all memory is given at the start, every index that was made here
 //! is checked where it is used, and what has no room is counted as lost ([`Loss`]).
 //!
-//! - `names` interns strings, code objects, stacks and routes.
+//! - `names` interns strings, code objects, stacks, modules and routes.
 //! - `samples` holds the live samples and finds them by address.
 //! - `requests` follows requests from their beginning to their end, when their samples are settled.
 //! - `peaks` keeps what requests held at their highest.
@@ -110,12 +110,13 @@ impl<'a> Writer<'a> {
         let ticks = file.section(&directory, SectionKind::Ticks)?;
         let peaks = file.section(&directory, SectionKind::Peaks)?;
         let sockets = file.section(&directory, SectionKind::Sockets)?;
+        let modules = file.section(&directory, SectionKind::Modules)?;
 
         let mut private = Carver::new(private);
         let count = samples.len();
         let mut writer = Self {
             header,
-            names: Names::new(strings, codes, stacks, routes, &mut private, count)?,
+            names: Names::new(strings, codes, stacks, routes, modules, &mut private, count)?,
             samples: Samples::new(samples, &mut private)?,
             requests: Requests::new(&mut private)?,
             collections,
@@ -138,9 +139,10 @@ impl<'a> Writer<'a> {
         writer.header.interval_bytes = origin.interval_bytes;
         writer.header.tick_seconds = 1;
         writer.header.directory = directory;
-        // Index 0 of codes and routes stands for "none".
+        // Index 0 of codes, routes and modules stands for "none".
         writer.entry(SectionKind::Codes).used = 1;
         writer.entry(SectionKind::Routes).used = 1;
+        writer.entry(SectionKind::Modules).used = 1;
         writer.header.command = writer.string(origin.command);
         writer.publish_names();
         // The magic comes last: a file without it is no table yet.
@@ -184,7 +186,7 @@ impl<'a> Writer<'a> {
     }
 
     fn lose_many(&mut self, cause: Loss, count: u64) {
-        const { assert!((Loss::SocketsFull as usize) < LOSSES) };
+        const { assert!((Loss::NativeStackCut as usize) < LOSSES) };
         self.header.lost[cause as usize] += count;
     }
 
@@ -255,8 +257,19 @@ impl<'a> Writer<'a> {
         id
     }
 
-    /// The id of a stack of (code, instruction) pairs, the innermost frame first. Returns 0 where there is no room, and
-    /// counts the loss.
+    /// The id of a program or library, given its path, its build-id and `MODULE_INTERPRETER` and its like. Returns 0
+    /// where there is no room, and counts the loss.
+    pub fn module(&mut self, path: &[u8], build_id: &[u8], flags: u32) -> u32 {
+        let id = self.names.module(path, build_id, flags).unwrap_or_else(|full| {
+            self.lose(full);
+            0
+        });
+        self.publish_names();
+        id
+    }
+
+    /// The id of a stack, the innermost frame first: (code, instruction) for a frame of Python, (`NATIVE` | module,
+    /// offset) for one of native code. Returns 0 where there is no room, and counts the loss.
     pub fn stack(&mut self, frames: &[[u32; 2]]) -> u32 {
         if frames.is_empty() {
             return 0;
@@ -285,6 +298,7 @@ impl<'a> Writer<'a> {
         self.entry(SectionKind::Codes).used = used.codes;
         self.entry(SectionKind::Stacks).used = used.stacks;
         self.entry(SectionKind::Routes).used = used.routes;
+        self.entry(SectionKind::Modules).used = used.modules;
     }
 }
 

@@ -46,7 +46,8 @@ fn the_peak_names_its_stack_and_phase_and_what_was_left_of_it() {
     assert_eq!(peak.left_bytes, MIB as f64);
     // It was last looked at within a quarter of its height.
     assert!(peak.top_bytes >= 0.75 * (40 * MIB) as f64, "{peak:?}");
-    assert_eq!(snapshot.codes[snapshot.stacks[*top as usize][0].code as usize].function, "drain");
+    let (code, _) = snapshot.stacks[*top as usize][0].python().expect("it is Python's");
+    assert_eq!(snapshot.codes[code as usize].function, "drain");
     let route = &snapshot.routes[peak.route as usize].record;
     // 41 MiB lie between 2^15 and 2^16 KiB.
     assert_eq!((route.peaks[2 * PEAK_BUCKETS + 16], route.peak_bytes[2]), (1, peak.bytes));

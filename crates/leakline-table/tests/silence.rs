@@ -2,7 +2,7 @@
 
 mod memory;
 
-use leakline_table::layout::{FLAG_SMALL, Loss};
+use leakline_table::layout::{FLAG_SMALL, Loss, NATIVE};
 use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random};
 use memory::Table;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -52,7 +52,10 @@ fn live(table: &mut Table, steps: u64) {
         let code = writer.known_code(key).unwrap_or_else(|| {
             writer.code(key, &CodeText { file: b"app.py", function: &name, line_table: b"\x01", first_line: 1 })
         });
-        let stack = writer.stack(&[[code, step as u32]; 24]);
+        let module = writer.module(&name, b"build", 0);
+        let mut frames = [[code, step as u32]; 24];
+        frames[0] = [NATIVE | module, 1];
+        let stack = writer.stack(&frames);
         if step % 8 == 0 {
             let outcome = (step % 3) as u8;
             writer.end(request, Ending { outcome, now_ns: step }, |record| match record.address % 3 {

@@ -146,7 +146,8 @@ fn lines(table: &Table) -> Vec<String> {
     let line = |sample: &leakline_table::reader::RawSample| {
         let SampleRecord { address, size, weight, born, outcome, ordinal, .. } = sample.record;
         let stack = &snapshot.stacks[sample.stack.expect("each sample has a stack") as usize];
-        let function = &snapshot.codes[stack[0].code as usize].function;
+        let (code, _) = stack[0].python().expect("it is Python's");
+        let function = &snapshot.codes[code as usize].function;
         let is_growth = sample.record.flags & FLAG_GROWTH != 0;
         let owner = match sample.record.owner {
             OWNER_NONE => "nobody".to_owned(),

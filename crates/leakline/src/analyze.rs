@@ -7,6 +7,7 @@
 //! [retained]: free memory that the allocators keep; and what each route's requests exchanged over [sockets].
 //! `docs/decision.md` derives the formulas and gives their measured error rates.
 mod balloons;
+mod blame;
 pub mod decision;
 mod deposit;
 pub mod evidence;
@@ -21,6 +22,7 @@ mod sockets;
 mod window;
 
 pub use balloons::{Balloon, Reached};
+pub use blame::{Blamed, Taken};
 pub use finding::{Analysis, Finding, Grown, Kind, Origin, Share, findings};
 pub use outlook::span;
 pub use rate::Rate;

@@ -1,5 +1,5 @@
 //! From the file that an agent wrote, which is believed in nothing, to what the analysis is given.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,14 +8,15 @@ use std::path::Path;
 use leakline_table::layout::{
     self, HEADER_BYTES, Header, MOST_BYTES, PEAK_BUCKETS, PeakRecord, SOCKET_BUCKETS, SocketRecord,
 };
-use leakline_table::reader::{self, Code, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
+use leakline_table::reader::{self, Code, Module, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
 use crate::analyze::evidence::{
-    Exchanged, Frame, FullCollection, InFlight, Loss, Outcome, Owner, Passed, Peak, Peer, Phase, Route, RouteId,
-    Sample, Served, Settled, StackId, Tick, Worker,
+    Exchanged, Frame, FullCollection, InFlight, Loss, NativeFrame, Outcome, Owner, Passed, Peak, Peer, Phase, Role,
+    Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
 };
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
+use crate::symbols::native::{self, Function};
 use crate::symbols::{self, Minor};
 use crate::target::memory::Look;
 use crate::target::{limit, memory};
@@ -28,7 +29,12 @@ pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Fai
     let header = reader::header(&bytes).map_err(refuse)?;
     let look = look(table, &header).or_else(|| table.last_look());
     let oom_kills = look.as_ref().and_then(|look| look.group.as_ref()?.kills_since());
-    let mut worker = decode_beside(&bytes, look.as_ref()).map_err(refuse)?;
+    // A living process may see other files than we do under the same names.
+    let root = match table.process.is_alive() {
+        true => format!("/proc/{}/root", table.process.pid),
+        false => "/".to_owned(),
+    };
+    let mut worker = decode_beside(&bytes, Path::new(&root), look.as_ref()).map_err(refuse)?;
     worker.limit_bytes = limit_bytes;
     if let Some(resident) = table.process.resident() {
         (worker.alive, worker.killed) = (true, false);
@@ -60,13 +66,13 @@ pub fn header(path: &Path) -> Result<Header, Failure> {
     reader::header(&bytes).map_err(|refusal| refused(path, &refusal))
 }
 
-/// What the bytes of a table say, as of a process that has ended.
-pub fn decode(bytes: &[u8]) -> Result<Worker, Refusal> {
-    decode_beside(bytes, None)
+/// What the bytes of a table say, as of a process that has ended. Its libraries are looked for below `root`.
+pub fn decode(bytes: &[u8], root: &Path) -> Result<Worker, Refusal> {
+    decode_beside(bytes, root, None)
 }
 
 /// The same beside what was seen of the process's memory.
-fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
+fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worker, Refusal> {
     let snapshot = Snapshot::read(bytes)?;
     let header = &snapshot.header;
     let requests = count(header.requests);
@@ -93,6 +99,7 @@ fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
         command: printable(&snapshot.command.split_terminator('\0').collect::<Vec<_>>().join(" ")),
         requests,
         stacks: stacks(&snapshot, minor),
+        natives: natives(&snapshot, root),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
         in_flight: snapshot.in_flight.iter().map(|(record, name)| in_flight(record, name, &snapshot)).collect(),
         exchanged: snapshot.sockets.iter().map(|(record, peer)| exchanged(record, peer)).collect(),
@@ -119,16 +126,56 @@ fn decode_beside(bytes: &[u8], look: Option<&Look>) -> Result<Worker, Refusal> {
 /// once.
 fn stacks(snapshot: &Snapshot, minor: Minor) -> Vec<Vec<Frame>> {
     let mut resolved: HashMap<(u32, Option<u32>), Frame> = HashMap::new();
-    let mut resolve = |raw: &RawFrame| {
-        let code = &snapshot.codes[raw.code as usize];
-        resolved.entry((raw.code, raw.instruction)).or_insert_with(|| frame(code, raw.instruction, minor)).clone()
+    let mut resolve = |(code, instruction): (u32, Option<u32>)| {
+        let said = &snapshot.codes[code as usize];
+        resolved.entry((code, instruction)).or_insert_with(|| frame(said, instruction, minor)).clone()
     };
     let is_ours = |frame: &Frame| frame.file == SHIM;
     snapshot
         .stacks
         .iter()
-        .map(|stack| stack.iter().map(&mut resolve).filter(|frame| !is_ours(frame)).collect())
+        .map(|stack| {
+            let frames = stack.iter().filter_map(|frame| frame.python()).map(&mut resolve);
+            frames.filter(|frame| !is_ours(frame)).collect()
+        })
         .collect()
+}
+
+/// The native frames of each stack. Each library's file is read once.
+fn natives(snapshot: &Snapshot, root: &Path) -> Vec<Vec<NativeFrame>> {
+    let mut addresses: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for frame in snapshot.stacks.iter().flatten() {
+        if let RawFrame::Native { module, offset } = *frame {
+            addresses.entry(module).or_default().insert(offset);
+        }
+    }
+    let named = |(module, addresses): (&u32, &BTreeSet<u32>)| {
+        (*module, native::functions(&snapshot.modules[*module as usize], root, addresses))
+    };
+    let functions: BTreeMap<u32, BTreeMap<u32, Vec<Function>>> = addresses.iter().map(named).collect();
+    let resolve = |frame: &RawFrame| match *frame {
+        RawFrame::Native { module, offset } => {
+            native_frames(&snapshot.modules[module as usize], offset, functions[&module].get(&offset))
+        }
+        RawFrame::Python { .. } => vec![],
+    };
+    snapshot.stacks.iter().map(|stack| stack.iter().flat_map(resolve).collect()).collect()
+}
+
+/// An address as the frames that it stands for: one, or more where functions were inlined.
+fn native_frames(module: &Module, address: u32, functions: Option<&Vec<Function>>) -> Vec<NativeFrame> {
+    let role = match module.flags {
+        flags if flags & layout::MODULE_INTERPRETER != 0 => Role::Interpreter,
+        flags if flags & layout::MODULE_ALLOCATOR != 0 => Role::Allocator,
+        _ => Role::Library,
+    };
+    let frame = |symbol, offset| NativeFrame { library: printable(&module.path), symbol, offset, role };
+    match functions {
+        Some(functions) => {
+            functions.iter().map(|function| frame(Some(printable(&function.name)), function.offset)).collect()
+        }
+        None => vec![frame(None, address.into())],
+    }
 }
 
 /// What the agent's own Python code calls its file: its frames are no part of the server's story.

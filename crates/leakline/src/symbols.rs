@@ -1,10 +1,12 @@
 //! From a code object's compressed line table and an instruction to the line that was being run, outside the target:
-//! recording lines would cost the server more than everything else that the agent does.
+//! recording lines would cost the server more than everything else that the agent does. (And from addresses of native
+//! code to functions: [`native`].)
 //!
 //! CPython has had three encodings; `Objects/lnotab_notes.txt` and `Objects/locations.md` of its sources describe them.
 mod linetable;
 mod lnotab;
 mod locations;
+pub mod native;
 
 /// A CPython's minor version: 11 for 3.11.
 pub type Minor = u8;

@@ -247,7 +247,7 @@ fn a_real_table_is_reported_and_survives_any_damage() {
         if random.u8(..) < 64 {
             damaged.truncate(random.usize(..damaged.len()));
         }
-        let Ok(worker) = reader::decode(&damaged) else { continue };
+        let Ok(worker) = reader::decode(&damaged, Path::new("/")) else { continue };
         readable += 1;
         let evidence = Evidence { workers: vec![worker] };
         let report = Report::new(&evidence, &analyze::findings(&evidence));

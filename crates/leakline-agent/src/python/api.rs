@@ -49,6 +49,8 @@ macro_rules! api {
             $(#[doc = $name] pub(crate) $field: $type,)*
             /// `PyInterpreterState_Get`, from 3.9 on.
             pub(crate) interpreter_get: Option<unsafe extern "C" fn() -> *mut c_void>,
+            /// Where the code of the evaluation loop begins and ends.
+            pub(crate) evaluator: (usize, usize),
         }
 
         impl Api {
@@ -60,6 +62,7 @@ macro_rules! api {
                     $($field: unsafe { std::mem::transmute_copy(&symbol($name)$(.or_else(|| symbol($other)))??) },)*
                     // SAFETY: as above; a missing symbol is `None` for both types.
                     interpreter_get: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn() -> *mut c_void>>(symbol("PyInterpreterState_Get")) },
+                    evaluator: symbol("_PyEval_EvalFrameDefault").map_or((0, 0), extent),
                 })
             }
         }
@@ -127,6 +130,27 @@ fn symbol(name: &str) -> Option<std::ptr::NonNull<c_void>> {
     let name = text.c_str()?;
     // SAFETY: a C string; the default scope is all that the program has loaded by now.
     std::ptr::NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+}
+
+/// Where a function begins and ends, as its symbol says; nowhere if it says nothing.
+fn extent(function: std::ptr::NonNull<c_void>) -> (usize, usize) {
+    unsafe extern "C" {
+        /// dladdr(3)
+        fn dladdr1(address: *const c_void, info: *mut libc::Dl_info, extra: *mut *mut c_void, flags: c_int) -> c_int;
+    }
+    const RTLD_DL_SYMENT: c_int = 1;
+    let mut info = std::mem::MaybeUninit::uninit();
+    let mut entry: *mut c_void = std::ptr::null_mut();
+    let start = function.as_ptr() as usize;
+    // SAFETY: where the call succeeds, the entry is null or the symbol's in its module, which stays loaded.
+    unsafe {
+        match dladdr1(function.as_ptr(), info.as_mut_ptr(), &mut entry, RTLD_DL_SYMENT) {
+            0 => (0, 0),
+            _ => {
+                entry.cast::<libc::Elf64_Sym>().as_ref().map_or((0, 0), |entry| (start, start + entry.st_size as usize))
+            }
+        }
+    }
 }
 
 /// Looks the API up and checks the version. False where the program has no Python, or one that we refuse (and have

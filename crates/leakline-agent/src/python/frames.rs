@@ -1,13 +1,13 @@
 //! Reads the Python stack of the calling thread by raw loads at known offsets.
 
 use super::api::ThreadState;
-use super::layout::{self, Entry, Instruction, Layout};
-use super::text;
-use leakline_table::layout::Loss;
+use super::layout::{self, Entry, Instruction, Layout, Loop};
+use super::{api, text};
+use crate::native::Evaluator;
 use leakline_table::writer::{CodeKey, CodeText, Writer};
 
 /// Frames that are kept of a stack, from the innermost on.
-const DEPTH: usize = 64;
+pub(crate) const DEPTH: usize = 64;
 /// Frames that are passed at most, those without code of their own too.
 const STEPS: usize = 3 * DEPTH;
 /// Bytes that are kept of a file's or function's name.
@@ -28,28 +28,72 @@ pub(super) struct Frame {
 /// # Safety
 /// The thread state is the calling thread's own, and the layout is this Python's.
 pub(super) unsafe fn walk(layout: &Layout, thread: ThreadState, mut visit: impl FnMut(Frame) -> bool) {
-    let thread = thread as usize;
     // SAFETY: the frames of the calling thread live as long as it does not run, and they are linked by these offsets;
     // null ends the chain.
     unsafe {
-        let mut frame = match layout.entry {
+        let mut frame = innermost(layout, thread);
+        for _ in 0..STEPS {
+            if frame == 0 {
+                return;
+            }
+            let code = text::word(frame + layout.frame_code);
+            if !is_owned_by_c(layout, frame)
+                && code != 0
+                && !visit(Frame { code, instruction: instruction(layout, frame, code) })
+            {
+                return;
+            }
+            frame = text::word(frame + layout.frame_previous);
+        }
+    }
+}
+
+/// The address of a thread's innermost frame, 0 where it has none.
+///
+/// # Safety
+/// As for [`walk`].
+unsafe fn innermost(layout: &Layout, thread: ThreadState) -> usize {
+    let thread = thread as usize;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match layout.entry {
             Entry::Direct(offset) => text::word(thread + offset),
             Entry::Through(first, second) => match text::word(thread + first) {
                 0 => 0,
                 middle => text::word(middle + second),
             },
-        };
-        for _ in 0..STEPS {
-            if frame == 0 {
-                return;
+        }
+    }
+}
+
+/// # Safety
+/// As for [`walk`]: a live frame.
+unsafe fn is_owned_by_c(layout: &Layout, frame: usize) -> bool {
+    // SAFETY: the caller's promise.
+    layout.frame_owner.is_some_and(|owner| unsafe { *((frame + owner) as *const u8) } == FRAME_OWNED_BY_C)
+}
+
+/// Where on the calling thread's C stack its innermost frame of Python is run.
+///
+/// # Safety
+/// As for [`walk`].
+pub(crate) unsafe fn evaluator(thread: ThreadState) -> Evaluator {
+    let layout = layout::chosen();
+    // SAFETY: the caller's promise; a frame of C's is followed by a live one or by null.
+    unsafe {
+        match layout.evaluator {
+            Loop::ByCode => api::get().map_or(Evaluator::None, |api| Evaluator::Code(api.evaluator.0, api.evaluator.1)),
+            Loop::Holds(offset) => Evaluator::Holding(text::word(thread as usize + offset)),
+            Loop::HoldsFrame => {
+                let mut frame = innermost(layout, thread);
+                for _ in 0..STEPS {
+                    if frame == 0 || is_owned_by_c(layout, frame) {
+                        break;
+                    }
+                    frame = text::word(frame + layout.frame_previous);
+                }
+                Evaluator::Holding(frame)
             }
-            let owned_by_c =
-                layout.frame_owner.is_some_and(|owner| *((frame + owner) as *const u8) == FRAME_OWNED_BY_C);
-            let code = text::word(frame + layout.frame_code);
-            if !owned_by_c && code != 0 && !visit(Frame { code, instruction: instruction(layout, frame, code) }) {
-                return;
-            }
-            frame = text::word(frame + layout.frame_previous);
         }
     }
 }
@@ -117,13 +161,13 @@ unsafe fn instruction(layout: &Layout, frame: usize, code: usize) -> u32 {
     }
 }
 
-/// Writes the calling thread's Python stack into the table and returns its id, 0 where there is none.
+/// Writes the frames of the calling thread's Python stack as pairs of words, see the layout of STACKS, and returns how
+/// many there are.
 ///
 /// # Safety
 /// The thread state is the calling thread's own.
-pub(crate) unsafe fn record_stack(writer: &mut Writer<'_>, thread: ThreadState) -> u32 {
+pub(crate) unsafe fn frames(writer: &mut Writer<'_>, thread: ThreadState, frames: &mut [[u32; 2]; DEPTH]) -> usize {
     let layout = layout::chosen();
-    let mut frames = [[0; 2]; DEPTH];
     let mut depth = 0;
     // SAFETY: the caller's promise; the layout was verified before the first sample.
     unsafe {
@@ -133,10 +177,7 @@ pub(crate) unsafe fn record_stack(writer: &mut Writer<'_>, thread: ThreadState) 
             depth < DEPTH
         });
     }
-    if depth == 0 {
-        writer.lose(Loss::NoPythonStack);
-    }
-    writer.stack(&frames[..depth])
+    depth
 }
 
 /// The table's id of a code object, which is written down at first sight.

@@ -17,6 +17,17 @@ pub(crate) enum Entry {
     Through(usize, usize),
 }
 
+/// Where the C stack holds the frame of the evaluation loop that runs the innermost frame of Python.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Loop {
+    /// Each frame has a loop of its own, and nothing tells where: it is known by its code.
+    ByCode,
+    /// `[thread + offset]` is a part of it (`cframe`).
+    Holds(usize),
+    /// The innermost frame that is owned by C is a part of it.
+    HoldsFrame,
+}
+
 /// How a frame says where its function is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Instruction {
@@ -34,6 +45,7 @@ pub(crate) struct Layout {
     pub(crate) entry: Entry,
     /// Where a thread state has its context (`PyThreadState.context`).
     pub(crate) thread_context: usize,
+    pub(crate) evaluator: Loop,
     pub(crate) frame_code: usize,
     pub(crate) frame_previous: usize,
     pub(crate) frame_instruction: Instruction,
@@ -65,6 +77,7 @@ const PYTHON_3_8: Layout = Layout {
     minor: 8,
     entry: Entry::Direct(24),
     thread_context: 240,
+    evaluator: Loop::ByCode,
     frame_code: 32,
     frame_previous: 24,
     frame_instruction: Instruction::Index(104, 1),
@@ -86,6 +99,7 @@ const PYTHON_3_11: Layout = Layout {
     minor: 11,
     entry: Entry::Through(56, 8),
     thread_context: 224,
+    evaluator: Loop::Holds(56),
     frame_code: 32,
     frame_previous: 48,
     frame_instruction: Instruction::Pointer(56, 184),
@@ -129,10 +143,22 @@ static LAYOUTS: [Layout; 7] = [
     },
     PYTHON_3_8,
     Layout { minor: 9, ..PYTHON_3_8 },
-    Layout { minor: 10, frame_instruction: Instruction::Index(96, 2), pool: 16384, ..PYTHON_3_8 },
+    Layout {
+        minor: 10,
+        evaluator: Loop::Holds(48),
+        frame_instruction: Instruction::Index(96, 2),
+        pool: 16384,
+        ..PYTHON_3_8
+    },
     PYTHON_3_11,
     PYTHON_3_12,
-    Layout { minor: 13, entry: Entry::Direct(72), frame_instruction: Instruction::Pointer(56, 200), ..PYTHON_3_12 },
+    Layout {
+        minor: 13,
+        entry: Entry::Direct(72),
+        evaluator: Loop::HoldsFrame,
+        frame_instruction: Instruction::Pointer(56, 200),
+        ..PYTHON_3_12
+    },
 ];
 
 static CHOSEN: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());

@@ -299,7 +299,10 @@ fn what_a_server_does_between_requests_is_no_requests() {
         {
             let is_of_function = |sample: &&RawSample| {
                 let frames = sample.stack.map_or(&[][..], |stack| &table.stacks[stack as usize]);
-                frames.iter().any(|frame| table.codes[frame.code as usize].function == function)
+                frames
+                    .iter()
+                    .filter_map(|frame| frame.python())
+                    .any(|(code, _)| table.codes[code as usize].function == function)
             };
             let blocks: Vec<u8> =
                 table.samples.iter().filter(is_of_function).map(|sample| sample.record.owner).collect();

@@ -136,15 +136,14 @@ pub fn live_by_function(table: &Snapshot, file: &Path) -> BTreeMap<String, Live>
     let mut functions = BTreeMap::<String, Live>::new();
     for sample in &table.samples {
         let Some(stack) = sample.stack else { continue };
-        let frames = table.stacks[stack as usize].iter();
-        let mut named = frames.map(|frame| (frame, &table.codes[frame.code as usize]));
-        let Some((frame, code)) = named.find(|(_, code)| Path::new(&code.file) == file) else { continue };
+        let frames = table.stacks[stack as usize].iter().filter_map(|frame| frame.python());
+        let mut named = frames.map(|(code, instruction)| (instruction, &table.codes[code as usize]));
+        let Some((instruction, code)) = named.find(|(_, code)| Path::new(&code.file) == file) else { continue };
         let live = functions.entry(code.function.clone()).or_default();
         let (size, weight) = (sample.record.size as f64, sample.record.weight);
         live.bytes += weight;
         live.variance += weight * (weight - size).max(0.0);
-        *live.instructions.entry(frame.instruction.expect("a function that allocates has begun")).or_default() +=
-            weight;
+        *live.instructions.entry(instruction.expect("a function that allocates has begun")).or_default() += weight;
     }
     functions
 }

@@ -1,8 +1,8 @@
 //! Turns zeroed bytes into typed slices, and holds the filter over sampled addresses.
 
 use crate::layout::{
-    CodeRecord, CollectionRecord, Header, PeakRecord, RouteRecord, SampleRecord, SectionEntry, SectionKind,
-    SocketRecord, TickRecord,
+    CodeRecord, CollectionRecord, Header, ModuleRecord, PeakRecord, RouteRecord, SampleRecord, SectionEntry,
+    SectionKind, SocketRecord, TickRecord,
 };
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -32,6 +32,8 @@ unsafe impl Plain for TickRecord {}
 unsafe impl Plain for PeakRecord {}
 // SAFETY: as above.
 unsafe impl Plain for SocketRecord {}
+// SAFETY: as above.
+unsafe impl Plain for ModuleRecord {}
 
 /// Cuts typed slices off the front of a region.
 pub(super) struct Carver<'a> {

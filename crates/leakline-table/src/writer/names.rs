@@ -1,10 +1,10 @@
-//! Interns strings, code objects, stacks and routes: the same thing gets the same id, as long as there is room.
+//! Interns strings, code objects, stacks, modules and routes: the same thing gets the same id, as long as there is room.
 //!
 //! Each kind has an index in private memory, open-addressed with linear probing, which holds ids plus the upper bits of
 //! the hash. The arenas only grow; a full arena refuses, and the writer counts the loss.
 
 use super::memory::{Carver, Plain};
-use crate::layout::{CodeRecord, Loss, RouteRecord};
+use crate::layout::{CodeRecord, Loss, ModuleRecord, RouteRecord};
 
 /// A cell of an index: the id, and bits of the hash so that most strangers are told apart without a look at them.
 #[derive(Clone, Copy)]
@@ -56,6 +56,7 @@ pub(super) struct Used {
     pub(super) codes: u32,
     pub(super) stacks: u32,
     pub(super) routes: u32,
+    pub(super) modules: u32,
 }
 
 pub(super) struct Names<'a> {
@@ -63,6 +64,7 @@ pub(super) struct Names<'a> {
     codes: &'a mut [CodeRecord],
     stacks: &'a mut [u32],
     pub(super) routes: &'a mut [RouteRecord],
+    modules: &'a mut [ModuleRecord],
     used: Used,
     string_index: &'a mut [Cell],
     stack_index: &'a mut [Cell],
@@ -94,6 +96,7 @@ impl<'a> Names<'a> {
         codes: &'a mut [CodeRecord],
         stacks: &'a mut [u32],
         routes: &'a mut [RouteRecord],
+        modules: &'a mut [ModuleRecord],
         private: &mut Carver<'a>,
         samples: usize,
     ) -> Option<Self> {
@@ -103,8 +106,9 @@ impl<'a> Names<'a> {
             codes,
             stacks,
             routes,
+            modules,
             // Offset and index 0 mean "none".
-            used: Used { strings: 4, codes: 1, stacks: 1, routes: 1 },
+            used: Used { strings: 4, codes: 1, stacks: 1, routes: 1, modules: 1 },
             string_index: private.take(STRING_CELLS)?,
             stack_index: private.take(STACK_CELLS_A_SAMPLE * samples)?,
             route_index: private.take(ROUTE_CELLS)?,
@@ -185,7 +189,22 @@ impl<'a> Names<'a> {
         (home..home + KNOWN_CODE_WAYS).map(move |at| at & mask)
     }
 
-    /// The id of a stack, given as (code, instruction) pairs with the innermost frame first.
+    /// The id of a module, or what is full. They are few, and whoever asks remembers the answer: no index is needed.
+    pub(super) fn module(&mut self, path: &[u8], build_id: &[u8], flags: u32) -> Result<u32, Loss> {
+        let mut string = |bytes| self.string(bytes).ok_or(Loss::StringsFull);
+        let record = ModuleRecord { path: string(path)?, build_id: string(build_id)?, flags, reserved: 0 };
+        let used = self.used.modules as usize;
+        let known = self.modules.get(1..used).unwrap_or(&[]);
+        let same = |known: &ModuleRecord| (known.path, known.build_id) == (record.path, record.build_id);
+        if let Some(at) = known.iter().position(same) {
+            return Ok(at as u32 + 1);
+        }
+        *self.modules.get_mut(used).ok_or(Loss::ModulesFull)? = record;
+        self.used.modules += 1;
+        Ok(used as u32)
+    }
+
+    /// The id of a stack, given as the pairs of words of its frames with the innermost one first.
     pub(super) fn stack(&mut self, frames: &[[u32; 2]]) -> Option<u32> {
         let mut hash = frames.len() as u64;
         for frame in frames {

@@ -1,7 +1,7 @@
 //! What is asked of the reader for any bytes at all: that it refuses them, or that all it returns can be relied upon.
 //! The fuzz target in `fuzz/` has this for its body.
 
-use leakline_table::reader::{Peer, Refusal, Snapshot};
+use leakline_table::reader::{Peer, RawFrame, Refusal, Snapshot};
 
 /// Reads bytes as a table and follows every reference in what comes out.
 pub fn read(bytes: &[u8]) -> Result<Snapshot, Refusal> {
@@ -22,7 +22,10 @@ fn check(snapshot: &Snapshot, file_bytes: usize) {
         assert!(sample.stack.is_none_or(|stack| (stack as usize) < snapshot.stacks.len()));
     }
     for frame in snapshot.stacks.iter().flatten() {
-        assert!((frame.code as usize) < snapshot.codes.len());
+        match frame {
+            RawFrame::Python { code, .. } => assert!((*code as usize) < snapshot.codes.len()),
+            RawFrame::Native { module, .. } => assert!((*module as usize) < snapshot.modules.len()),
+        }
     }
     assert!(snapshot.routes.iter().flat_map(|route| route.record.allocated_bytes).all(f64::is_finite));
     for (peak, stack) in &snapshot.peaks {
@@ -37,7 +40,9 @@ fn check(snapshot: &Snapshot, file_bytes: usize) {
     // What is read from a file must not be able to fill the memory. A byte that is no UTF-8 becomes three.
     let peers = snapshot.sockets.iter().map(|(_, peer)| if let Peer::At(address) = peer { address.len() } else { 0 });
     let names = snapshot.codes.iter().map(|code| code.file.len() + code.function.len() + code.line_table.len());
+    let modules = snapshot.modules.iter().map(|module| module.path.len() + module.build_id.len());
     let frames = snapshot.stacks.iter().map(|stack| size_of_val(&**stack));
-    let expanded = names.sum::<usize>() + peers.sum::<usize>() + frames.sum::<usize>();
+    let names = names.chain(peers).chain(modules);
+    let expanded = names.sum::<usize>() + frames.sum::<usize>();
     assert!(expanded <= 3 * 8 * file_bytes, "{expanded} bytes were made from {file_bytes}");
 }

@@ -5,7 +5,7 @@ mod exercise;
 mod memory;
 
 use leakline_table::layout::{self, HEADER_BYTES, Header, SECTIONS, SectionEntry, SectionKind};
-use leakline_table::reader::{Refusal, header};
+use leakline_table::reader::{RawFrame, Refusal, header};
 use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random, Way};
 use memory::Table;
 use std::mem::offset_of;
@@ -19,7 +19,9 @@ fn genuine() -> Vec<u8> {
         let name = format!("function_{step}");
         let text = CodeText { file: b"app.py", function: name.as_bytes(), line_table: &[1; 100], first_line: 1 };
         let code = table.writer.code(key, &text);
-        let stack = table.writer.stack(&[[code, 2], [1, 4], [2, u32::MAX]]);
+        let module = table.writer.module(format!("/lib/lib{}.so", step % 5).as_bytes(), &[(step % 5) as u8; 20], 0);
+        let native = [layout::NATIVE | module, step as u32];
+        let stack = table.writer.stack(&[native, [code, 2], [1, 4], [2, u32::MAX]]);
         let request = table.writer.begin(b"GET", format!("/r{}", step % 7).as_bytes(), step);
         let (address, size) = (0x10_0000 + 16 * step, 100);
         table.writer.born(&Birth { address, size, block: size, weight: 300_000.0, stack, request, flags: 0 });
@@ -58,7 +60,12 @@ fn a_genuine_table_is_read_whole() {
     assert_eq!((snapshot.header.pid, snapshot.header.parent, snapshot.damaged_records), (77, 7, 0));
     assert_eq!(snapshot.sockets.iter().map(|(record, _)| record.requests).sum::<u64>(), 300);
     assert!(snapshot.samples.iter().all(|sample| sample.stack.is_some()));
-    assert_eq!(snapshot.stacks[5].iter().filter(|frame| frame.instruction.is_none()).count(), 1);
+    let begins = |frame: &&RawFrame| matches!(frame, RawFrame::Python { instruction: None, .. });
+    assert_eq!(snapshot.stacks[5].iter().filter(begins).count(), 1);
+    assert_eq!(snapshot.stacks[5][0], RawFrame::Native { module: 1, offset: 5 });
+    let named: Vec<&str> = snapshot.modules.iter().map(|module| module.path.as_str()).collect();
+    assert_eq!(named, ["", "/lib/lib0.so", "/lib/lib1.so", "/lib/lib2.so", "/lib/lib3.so", "/lib/lib4.so"]);
+    assert_eq!(snapshot.modules[4].build_id, [3; 20]);
 }
 
 #[test]

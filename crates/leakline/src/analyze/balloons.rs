@@ -17,7 +17,8 @@
 //! request with the whole route. `docs/decision.md` says why.
 use std::collections::BTreeMap;
 
-use super::evidence::{Evidence, Frame, Outcome, Owner, Peak, Phase, Worker};
+use super::blame::Blamed;
+use super::evidence::{Evidence, Frame, NativeFrame, Outcome, Owner, Peak, Phase, Worker};
 use super::lines::Libraries;
 use super::sockets::{SocketTotals, exchanged};
 
@@ -68,10 +69,14 @@ pub struct Balloon {
     pub usual_bytes: u64,
     /// 1 less the probability that the outcome is an accident; at most 0.99.
     pub confidence: f64,
+    /// The library and function that allocated most of it; `None` where it is CPython itself.
+    pub blamed: Option<Blamed>,
     /// The line that allocated most of it.
     pub site: Option<Frame>,
     /// The innermost line of the application's own code on the way there.
     pub application: Option<Frame>,
+    /// The native code inside of the allocating line, innermost frame first.
+    pub native: Vec<NativeFrame>,
     /// The way from the allocating line outwards.
     pub stack: Vec<Frame>,
     /// The process that was killed in the midst of the request; `None` where the request ended and gave the memory back.
@@ -298,7 +303,7 @@ fn balloon(
     let level = level(peak.bytes);
     let level_bytes = level_bytes(level);
     let of_kind = known.iter().filter(|other| other.peak.bytes >= level_bytes as f64);
-    let stack = peak.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
+    let (native, stack) = worker.calls(peak.stack);
     Balloon {
         route: worker.routes[peak.request.route.0 as usize].name.clone(),
         outcome: None,
@@ -313,11 +318,13 @@ fn balloon(
         outcomes: heights.outcomes(level),
         usual_bytes: heights.usual_bytes(compared),
         confidence: MOST_CONFIDENCE,
+        blamed: Blamed::of(&native),
         site: stack.first().cloned(),
         application: libraries.application(&stack).cloned(),
         killed: None,
         share: (peak.top_bytes / peak.bytes).min(1.0),
         sockets: vec![],
+        native,
         stack,
     }
 }
@@ -338,7 +345,7 @@ fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, H
         if !is_large || is_known || !heights.is_unusual(request.bytes, level, &Outcome::ALL) {
             continue;
         }
-        let stack = request.stack.and_then(|stack| worker.stacks.get(stack.0 as usize)).cloned().unwrap_or_default();
+        let (native, stack) = worker.calls(request.stack);
         let balloon = Balloon {
             route: request.route.clone(),
             outcome: None,
@@ -353,8 +360,10 @@ fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, H
             outcomes: heights.outcomes(level),
             usual_bytes: heights.usual_bytes(&Outcome::ALL),
             confidence: MOST_CONFIDENCE,
+            blamed: Blamed::of(&native),
             site: stack.first().cloned(),
             application: libraries.application(&stack).cloned(),
+            native,
             killed: Some(worker.pid),
             share: (request.top_bytes / request.bytes).min(1.0),
             sockets: exchanged(evidence, std::slice::from_ref(&request.route), &Outcome::ALL, &Outcome::ALL),

@@ -9,6 +9,7 @@
 //! - **A collection.** Cyclic garbage lives until a full collection, so it matters whether one has passed over it.
 use std::collections::{BTreeMap, HashMap};
 
+use super::blame::{Blamed, Taken};
 use super::evidence::{Evidence, Frame, Outcome, Owner, Phase, Sample, Worker};
 use super::lines::Libraries;
 use super::window::Window;
@@ -23,7 +24,11 @@ const RISER_NOISE: f64 = 1.0 / 6.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LineId(pub usize);
 
-/// A function, or the body of a module, of some file.
+/// Index into [`Deposits::blamed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlamedId(pub usize);
+
+/// A function, or the body of a module, of some file; of a library in a thread that runs no Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FunctionId(pub usize);
 
@@ -53,8 +58,10 @@ impl Source {
 /// Where a stack allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// The innermost line.
-    pub site: LineId,
+    /// The innermost line; `None` in a thread that runs no Python.
+    pub site: Option<LineId>,
+    /// The library and function that took the memory, where it was not CPython alone.
+    pub blamed: Option<BlamedId>,
     /// The innermost line of the application's own code.
     pub application: Option<LineId>,
     /// The function of the application's line; that of the innermost line where the application has no part in it.
@@ -120,6 +127,8 @@ pub struct Deposits {
     pub routes: Vec<String>,
     /// Lines, as (file, function, line) of some worker's stack.
     pub frames: Vec<Frame>,
+    /// Libraries' functions.
+    pub blamed: Vec<Blamed>,
     /// What each worker's sources have done.
     pub histories: BTreeMap<(usize, Source), History>,
 }
@@ -127,7 +136,8 @@ pub struct Deposits {
 impl Deposits {
     /// Makes the deposits of all workers.
     pub fn of(evidence: &Evidence) -> Self {
-        let mut ledger = Self { all: vec![], routes: vec![], frames: vec![], histories: BTreeMap::new() };
+        let mut ledger =
+            Self { all: vec![], routes: vec![], frames: vec![], blamed: vec![], histories: BTreeMap::new() };
         let places = ledger.places(evidence);
         for (index, worker) in evidence.workers.iter().enumerate() {
             let routes = ledger.routes_of(worker);
@@ -181,7 +191,8 @@ impl Deposits {
     fn places(&mut self, evidence: &Evidence) -> Vec<Vec<Option<Place>>> {
         let libraries = Libraries::of(evidence);
         let mut lines: HashMap<&Frame, LineId> = HashMap::new();
-        let mut functions: HashMap<(&str, &str), FunctionId> = HashMap::new();
+        let mut functions: HashMap<(String, String), FunctionId> = HashMap::new();
+        let mut known: HashMap<(String, Option<String>, Taken), BlamedId> = HashMap::new();
         let mut places = vec![];
         for (index, worker) in evidence.workers.iter().enumerate() {
             let mut of_worker = vec![];
@@ -192,14 +203,31 @@ impl Deposits {
                         LineId(self.frames.len() - 1)
                     })
                 };
-                of_worker.push(stack.first().map(|innermost| {
-                    let application = libraries.application(stack);
-                    let owner = application.unwrap_or(innermost);
+                let blamed = worker.natives.get(number as usize).and_then(|native| Blamed::of(native));
+                let blamed = blamed.map(|blamed| {
+                    // Wherever in the function it is: the first place that is met stands for all.
+                    let function = (blamed.library.clone(), blamed.symbol.clone(), blamed.taken);
+                    *known.entry(function).or_insert_with(|| {
+                        self.blamed.push(blamed);
+                        BlamedId(self.blamed.len() - 1)
+                    })
+                });
+                let application = libraries.application(stack);
+                let owner = match (application.or(stack.first()), blamed) {
+                    (Some(frame), _) => Some((frame.file.clone(), frame.function.clone())),
+                    (None, Some(BlamedId(at))) => {
+                        let Blamed { library, symbol, .. } = &self.blamed[at];
+                        Some((library.clone(), symbol.clone().unwrap_or_default()))
+                    }
+                    (None, None) => None,
+                };
+                of_worker.push(owner.map(|owner| {
                     let next = FunctionId(functions.len());
                     Place {
-                        site: line(innermost),
-                        application: application.map(line),
-                        function: *functions.entry((&owner.file, &owner.function)).or_insert(next),
+                        site: stack.first().map(&mut line),
+                        blamed,
+                        application: application.map(&mut line),
+                        function: *functions.entry(owner).or_insert(next),
                         stack: (index, number),
                     }
                 }));
@@ -306,7 +334,7 @@ impl Deposits {
 }
 
 /// The bytes that trusted samples have on each line and function, and one of their stacks.
-type Witnesses = BTreeMap<(LineId, FunctionId), (f64, Place)>;
+type Witnesses = BTreeMap<(Option<LineId>, FunctionId), (f64, Place)>;
 
 /// Who owns a sample, and the number of the request among its owner's; `None` while the request is being served.
 fn owner(sample: &Sample, routes: &[RouteIndex]) -> Option<(Source, f64)> {

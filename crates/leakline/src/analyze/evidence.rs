@@ -50,6 +50,31 @@ pub struct Frame {
     pub line: u32,
 }
 
+/// What a program or library is in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// It holds CPython itself.
+    Interpreter,
+    /// It provides malloc.
+    Allocator,
+    /// Anything else.
+    Library,
+}
+
+/// One frame of native code, resolved as far as its file allows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NativeFrame {
+    /// The program's or library's file, as the process saw it.
+    pub library: String,
+    /// The function, demangled.
+    pub symbol: Option<String>,
+    /// Where in the function the call is, bytes; without a symbol, where in the library: the address that its own file
+    /// states.
+    pub offset: u64,
+    /// What the library is.
+    pub role: Role,
+}
+
 /// Index into [`Worker::stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StackId(pub u32);
@@ -318,8 +343,11 @@ pub struct Worker {
     pub command: String,
     /// Requests of any route that have ended.
     pub requests: u64,
-    /// Stacks, innermost frame first.
+    /// Stacks of Python, innermost frame first; empty for threads that run none.
     pub stacks: Vec<Vec<Frame>>,
+    /// The native code that ran inside of the innermost frame of each stack, innermost frame first; empty where that was
+    /// CPython's own, and missing behind the last one that is known.
+    pub natives: Vec<Vec<NativeFrame>>,
     /// Routes.
     pub routes: Vec<Route>,
     /// Live samples.
@@ -350,6 +378,15 @@ pub struct Worker {
     pub limit_bytes: Option<u64>,
     /// Where its resident memory is (or was when it was last looked at).
     pub ledger: Option<Ledger>,
+}
+
+impl Worker {
+    /// The native code and the lines of Python of a stack; nothing where it is not known.
+    pub fn calls(&self, stack: Option<StackId>) -> (Vec<NativeFrame>, Vec<Frame>) {
+        let Some(StackId(stack)) = stack else { return (vec![], vec![]) };
+        let native = self.natives.get(stack as usize).cloned();
+        (native.unwrap_or_default(), self.stacks.get(stack as usize).cloned().unwrap_or_default())
+    }
 }
 
 /// Everything that a report is made from.

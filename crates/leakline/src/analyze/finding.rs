@@ -3,9 +3,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::balloons::{Balloon, balloons};
+use super::blame::{Blamed, Taken};
 use super::decision::{ERROR, Garbage};
-use super::deposit::{Deposit, Deposits, FunctionId, LineId, Place, Source};
-use super::evidence::{Evidence, Frame, Outcome, Phase};
+use super::deposit::{BlamedId, Deposit, Deposits, FunctionId, LineId, Place, Source};
+use super::evidence::{Evidence, Frame, NativeFrame, Outcome, Phase, StackId};
 use super::group::{Group, Key, Pool, Scope, groups};
 use super::outlook::{limit_reached_in, smallest_visible};
 use super::rate::Rate;
@@ -31,11 +32,15 @@ pub enum Kind {
     Leak,
 }
 
-/// Who allocates.
+/// Who allocates. `docs/decision.md` says how it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Python code.
+    /// Python code, or CPython's own modules.
     Python,
+    /// A library by itself.
+    Native,
+    /// A library that makes objects of Python's, or memory that goes with such objects.
+    Mixed,
 }
 
 /// A line and its share of a finding's bytes.
@@ -87,11 +92,15 @@ pub struct Finding {
     pub samples: usize,
     /// Requests of the route and outcome, all workers.
     pub requests: u64,
-    /// The line that allocates most of it.
+    /// The library and function that take most of it; `None` where it is CPython itself.
+    pub blamed: Option<Blamed>,
+    /// The line that allocates most of it; `None` in threads that run no Python.
     pub site: Option<Frame>,
     /// The line of the application's own code that leads there most.
     pub application: Option<Frame>,
-    /// The way from the allocating line outwards, by the stack that carries most.
+    /// The native code inside of the allocating line, innermost frame first, by the stack that carries most.
+    pub native: Vec<NativeFrame>,
+    /// The way from the allocating line outwards, by the same stack.
     pub stack: Vec<Frame>,
     /// The lines that allocate it, most first.
     pub sites: Vec<Share>,
@@ -125,8 +134,10 @@ pub fn findings(evidence: &Evidence) -> Analysis {
     let looked_at = groups.len();
     let is_leak = |group: &&Group| group.shape.is_even() && group.shape.doubt() * looked_at as f64 <= ERROR;
     let leaks: Vec<&Group> = groups.iter().filter(is_leak).collect();
-    let mut findings: Vec<Finding> =
-        without_repeats(&leaks).into_iter().map(|group| finding(evidence, &deposits, group, &groups)).collect();
+    let mut findings: Vec<Finding> = without_repeats(&deposits, &leaks)
+        .into_iter()
+        .map(|group| finding(evidence, &deposits, group, &groups))
+        .collect();
     findings.sort_by(|one, other| other.live_bytes.total_cmp(&one.live_bytes));
     Analysis {
         findings,
@@ -140,14 +151,16 @@ pub fn findings(evidence: &Evidence) -> Analysis {
 
 /// One group for each leak. Groups come in the order of preference: functions before their lines, all outcomes before
 /// one of them, a whole route only where none of its functions speaks.
-fn without_repeats<'a>(leaks: &[&'a Group]) -> Vec<&'a Group> {
+fn without_repeats<'a>(deposits: &Deposits, leaks: &[&'a Group]) -> Vec<&'a Group> {
     let mut chosen: Vec<&Group> = vec![];
     let (shared, others): (Vec<&Group>, Vec<&Group>) = leaks.iter().partition(|group| group.key.scope == Scope::Shared);
     for group in others {
-        if !chosen.iter().any(|known| repeats(group, known)) {
+        if !chosen.iter().any(|known| repeats(deposits, group, known)) {
             chosen.push(group);
         }
     }
+    let (libraries, shared): (Vec<&Group>, Vec<&Group>) =
+        shared.into_iter().partition(|group| matches!(group.key.pool, Pool::Blamed(_)));
     // Routes that share a function are told together where none of them leaks enough to be seen by itself, or where
     // several do at rates that may be the same. One route alone is told alone: that others share it proves nothing.
     for group in shared {
@@ -160,15 +173,29 @@ fn without_repeats<'a>(leaks: &[&'a Group]) -> Vec<&'a Group> {
             chosen.push(group);
         }
     }
+    // A library's function is told for all routes together where no route alone speaks of it.
+    for group in libraries {
+        if !chosen.iter().any(|known| is_mostly(deposits, known, group)) {
+            chosen.push(group);
+        }
+    }
     chosen
 }
 
-fn repeats(group: &Group, known: &Group) -> bool {
+/// Does most of what one group holds belong to another one, too?
+fn is_mostly(deposits: &Deposits, group: &Group, other: &Group) -> bool {
+    let bytes = |members: &mut dyn Iterator<Item = &usize>| members.map(|&at| deposits.all[at].bytes).sum::<f64>();
+    let common = bytes(&mut group.members.iter().filter(|member| other.members.binary_search(member).is_ok()));
+    common > bytes(&mut group.members.iter()) * DOMINANT
+}
+
+fn repeats(deposits: &Deposits, group: &Group, known: &Group) -> bool {
     let shares_outcome =
         known.key.outcome.is_none() || group.key.outcome.is_none() || known.key.outcome == group.key.outcome;
     let shares_pool = match (group.key.pool, known.key.pool) {
         (Pool::Function(one) | Pool::Site(one, _), Pool::Function(other)) => one == other,
         (Pool::Route, _) => true,
+        (Pool::Blamed(_), _) => is_mostly(deposits, group, known),
         (one, other) => one == other,
     };
     known.key.scope == group.key.scope && shares_outcome && shares_pool
@@ -177,7 +204,7 @@ fn repeats(group: &Group, known: &Group) -> bool {
 fn function_of(group: &Group) -> Option<FunctionId> {
     match group.key.pool {
         Pool::Function(function) | Pool::Site(function, _) => Some(function),
-        Pool::Route => None,
+        Pool::Blamed(_) | Pool::Route => None,
     }
 }
 
@@ -195,12 +222,14 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let places = || members.iter().filter_map(|deposit| Some((deposit.place?, deposit.bytes)));
     let of_function = || places().filter(|(place, _)| Some(place.function) == function);
 
-    let sites = largest_first(of_function().map(|(place, bytes)| (place.site, bytes)));
+    let sites = largest_first(of_function().filter_map(|(place, bytes)| Some((place.site?, bytes))));
     let site = sites.first().map(|&(site, _)| site);
-    let of_site = of_function().filter(|(place, _)| Some(place.site) == site);
+    let of_site = of_function().filter(|(place, _)| place.site == site);
     let stack = largest_first(of_site).first().map(|&(place, _)| place);
     let frame = |line: LineId| deposits.frames[line.0].clone();
-    let frames = |place: Place| evidence.workers[place.stack.0].stacks[place.stack.1 as usize].clone();
+    let calls = |place: Place| evidence.workers[place.stack.0].calls(Some(StackId(place.stack.1)));
+    let (native, calls) = stack.map(calls).unwrap_or_default();
+    let (origin, blamed) = blame(deposits, &members);
 
     let most = if group.shape.garbage == Garbage::RuledOut { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
@@ -210,7 +239,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let outcome_or_all = outcome.as_ref().map_or(&Outcome::ALL[..], std::slice::from_ref);
     Finding {
         kind: Kind::Leak,
-        origin: Origin::Python,
+        origin,
         sockets: exchanged(evidence, &routes, outcome_or_all, &Outcome::ALL),
         routes,
         outcome,
@@ -222,9 +251,11 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
         garbage: group.shape.garbage,
         samples: members.len(),
         requests: deposits.requests_of(is_leaking),
+        blamed,
         site: site.map(frame),
         application: stack.and_then(|place| place.application).map(frame),
-        stack: stack.map_or(vec![], frames),
+        native,
+        stack: calls,
         sites: sites
             .iter()
             .map(|&(site, bytes)| Share { site: frame(site), share: bytes / live_bytes })
@@ -232,6 +263,31 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
             .collect(),
         limit_reached_in_seconds: limit_reached_in(evidence, deposits, is_leaking, rate.bytes),
     }
+}
+
+/// Who allocates most of a finding, and the library and function to blame for it.
+///
+/// Memory that a library has taken by itself may be held by an object of Python's, as an array's is. Then the library has
+/// made as many objects, which stay behind with the blocks, and the sampler has seen them, too.
+fn blame(deposits: &Deposits, members: &[&Deposit]) -> (Origin, Option<Blamed>) {
+    let blamed_of = |deposit: &Deposit| deposit.place?.blamed.map(|BlamedId(at)| &deposits.blamed[at]);
+    let shares = largest_first(members.iter().filter_map(|deposit| Some((blamed_of(deposit)?, deposit.bytes))));
+    let by_libraries: f64 = shares.iter().map(|(_, bytes)| bytes).sum();
+    let known = shares.first().filter(|_| by_libraries > bytes(members) * DOMINANT);
+    let Some(&(blamed, _)) = known else { return (Origin::Python, None) };
+    let blocks = |taken| -> f64 {
+        let is_meant = |of: &Blamed| of.library == blamed.library && of.taken == taken;
+        let meant = members.iter().filter(|deposit| !deposit.growth && deposit.size > 0);
+        let meant = meant.filter(|deposit| blamed_of(deposit).is_some_and(is_meant));
+        meant.map(|deposit| deposit.bytes / deposit.size as f64).sum()
+    };
+    let origin = match blamed.taken {
+        Taken::ByPython => Origin::Python,
+        Taken::ThroughPython => Origin::Mixed,
+        Taken::ByItself if blocks(Taken::ThroughPython) >= blocks(Taken::ByItself) / 2.0 => Origin::Mixed,
+        Taken::ByItself => Origin::Native,
+    };
+    (origin, Some(blamed.clone()))
 }
 
 /// The function that a group stands for: that of a whole route is the one that carries most of it, if one does.

@@ -2,13 +2,15 @@
 //!
 //! A slow leak leaves few samples, spread over several lines of a library that several lines of one function call. So
 //! evidence is pooled: by function of the application first, by single lines where the function is mixed with something
-//! healthy, and by the whole route where the leak has no function of its own. Leaks that only some outcomes have are
+//! healthy, by function of a library where many functions call it, and by the whole route where the leak has no function
+//! of its own. Leaks that only some outcomes have are
 //! looked for by outcome as well, and functions that many routes run, as middleware is, over all of these routes. Every
 //! group that is looked at counts in the correction for having looked so often.
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::blame::Taken;
 use super::decision::{Served, Shape, Survivor};
-use super::deposit::{Deposit, Deposits, FunctionId, LineId, RouteIndex, Source};
+use super::deposit::{BlamedId, Deposit, Deposits, FunctionId, LineId, RouteIndex, Source};
 use super::evidence::Outcome;
 use super::rate::Rate;
 
@@ -30,6 +32,8 @@ pub enum Pool {
     Function(FunctionId),
     /// What one line allocated on behalf of one function of the application.
     Site(FunctionId, LineId),
+    /// Everything that one function of a library took, whoever called it.
+    Blamed(BlamedId),
     /// The whole route.
     Route,
 }
@@ -65,7 +69,7 @@ pub fn groups(deposits: &Deposits) -> Vec<Group> {
         (0..deposits.routes.len()).map(RouteIndex).filter(|&route| deposits.outcomes(route) > 1).collect();
     let mut members: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
     for (at, deposit) in deposits.all.iter().enumerate() {
-        for key in keys(deposit, &divided) {
+        for key in keys(deposits, deposit, &divided) {
             members.entry(key).or_default().push(at);
         }
     }
@@ -81,11 +85,13 @@ pub fn groups(deposits: &Deposits) -> Vec<Group> {
 }
 
 /// The groups that a deposit belongs to; `divided` are the routes whose requests have had several outcomes.
-fn keys(deposit: &Deposit, divided: &BTreeSet<RouteIndex>) -> Vec<Key> {
+fn keys(deposits: &Deposits, deposit: &Deposit, divided: &BTreeSet<RouteIndex>) -> Vec<Key> {
     let mut pools = vec![Pool::Route];
     if let Some(place) = deposit.place {
         pools.push(Pool::Function(place.function));
-        pools.push(Pool::Site(place.function, place.site));
+        pools.extend(place.site.map(|site| Pool::Site(place.function, site)));
+        let is_third_party = |blamed: &BlamedId| deposits.blamed[blamed.0].taken != Taken::ByPython;
+        pools.extend(place.blamed.filter(is_third_party).map(Pool::Blamed));
     }
     let Source::Route(route, outcome) = deposit.source else {
         if deposit.recycled && deposit.place.is_none() {
@@ -100,7 +106,7 @@ fn keys(deposit: &Deposit, divided: &BTreeSet<RouteIndex>) -> Vec<Key> {
         if divided.contains(&route) {
             keys.push(Key { scope: Scope::Route(route), pool, outcome: Some(outcome) });
         }
-        if matches!(pool, Pool::Function(_)) {
+        if matches!(pool, Pool::Function(_) | Pool::Blamed(_)) {
             keys.push(Key { scope: Scope::Shared, pool, outcome: None });
         }
     }

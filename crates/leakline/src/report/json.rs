@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::ledger::Ledger;
 use crate::analyze::decision::Garbage;
-use crate::analyze::evidence::{Evidence, Frame, Outcome, Peer, Phase, Worker};
-use crate::analyze::{self, After, Analysis, Balloon, Grown, Kind, Origin, Reached, Remedy, Retained, SocketTotals};
+use crate::analyze::evidence::{Evidence, Frame, NativeFrame, Outcome, Peer, Phase, Worker};
+use crate::analyze::{
+    self, After, Analysis, Balloon, Blamed, Grown, Kind, Origin, Reached, Remedy, Retained, SocketTotals, Taken,
+};
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -114,7 +116,7 @@ pub struct Unknown;
 pub struct Finding {
     /// `leak`, `balloon` or `retained`
     pub kind: &'static str,
-    /// `python`
+    /// `python`, `native` or `mixed`
     pub origin: &'static str,
     /// `GET /data/<id>`; null for several routes, and for what runs outside of requests.
     pub route: Option<String>,
@@ -167,12 +169,15 @@ pub struct Finding {
     pub site: Option<Line>,
     /// The innermost line of the application's own code.
     pub application: Option<Line>,
-    /// From the allocating line outwards.
-    pub stack: Vec<Line>,
+    /// From the allocator outwards: native code first, where a library has a part in it, then lines of Python.
+    pub stack: Vec<Call>,
     /// All lines that allocate a part worth naming, with their shares.
     pub sites: Vec<Site>,
-    /// The library that the allocating line is in, where it isn't the application's own.
+    /// The library that takes the memory, else the package that the allocating line is in, where it isn't the
+    /// application's own.
     pub library: Option<String>,
+    /// The function of a library to blame, where one takes the memory.
+    pub blamed: Option<NativeCall>,
     /// What holds the memory.
     pub holder: Unknown,
     /// What those requests exchanged over sockets, that which they read most from first.
@@ -223,6 +228,27 @@ pub struct Socket {
     pub usual_read: u64,
     /// Half of them wrote less; 0 where half wrote nothing.
     pub usual_written: u64,
+}
+
+/// An entry of a stack.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Call {
+    /// Native code.
+    Native(NativeCall),
+    /// A line of Python.
+    Python(Line),
+}
+
+/// A place in native code.
+#[derive(Clone, Debug, Serialize)]
+pub struct NativeCall {
+    /// The library's file, as the process saw it.
+    pub library: String,
+    /// The function, demangled; null where the file does not say.
+    pub symbol: Option<String>,
+    /// Where the call is in the function; in the library where the function is not known.
+    pub offset: u64,
 }
 
 /// A line of Python.
@@ -381,6 +407,8 @@ fn leak(finding: &analyze::Finding) -> Finding {
         },
         origin: match finding.origin {
             Origin::Python => "python",
+            Origin::Native => "native",
+            Origin::Mixed => "mixed",
         },
         route: Some(&finding.routes).filter(|routes| routes.len() == 1).map(|routes| routes[0].clone()),
         routes: finding.routes.clone(),
@@ -407,9 +435,10 @@ fn leak(finding: &analyze::Finding) -> Finding {
         collected: Some(finding.garbage == Garbage::RuledOut),
         site: finding.site.as_ref().map(line),
         application: finding.application.as_ref().map(line),
-        stack: finding.stack.iter().map(line).collect(),
+        stack: stack(&finding.native, &finding.stack),
         sites: finding.sites.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
-        library: finding.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
+        library: library(finding.blamed.as_ref(), finding.site.as_ref().filter(|_| !is_own)),
+        blamed: finding.blamed.as_ref().map(blamed),
         holder: Unknown,
         sockets: finding.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
@@ -424,7 +453,11 @@ fn balloon(balloon: &Balloon) -> Finding {
     let site = balloon.site.as_ref().map(line);
     Finding {
         kind: "balloon",
-        origin: "python",
+        origin: match balloon.blamed.as_ref().map(|blamed| blamed.taken) {
+            None | Some(Taken::ByPython) => "python",
+            Some(Taken::ThroughPython) => "mixed",
+            Some(Taken::ByItself) => "native",
+        },
         route: Some(balloon.route.clone()),
         routes: vec![balloon.route.clone()],
         outcome: balloon.outcome.map_or("any", outcome),
@@ -451,8 +484,9 @@ fn balloon(balloon: &Balloon) -> Finding {
         sites: site.iter().map(|line| Site { line: line.clone(), share: balloon.share }).collect(),
         site,
         application: balloon.application.as_ref().map(line),
-        stack: balloon.stack.iter().map(line).collect(),
-        library: balloon.site.as_ref().filter(|_| !is_own).and_then(|site| library(&site.file)),
+        stack: stack(&balloon.native, &balloon.stack),
+        library: library(balloon.blamed.as_ref(), balloon.site.as_ref().filter(|_| !is_own)),
+        blamed: balloon.blamed.as_ref().map(blamed),
         holder: Unknown,
         sockets: balloon.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: None,
@@ -491,10 +525,11 @@ fn retained(retained: &Retained) -> Finding {
         requests: retained.requests,
         collected: None,
         sites: retained.pinned_by.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
-        library: retained.stack.first().and_then(|site| library(&site.file)),
+        library: library(None, retained.stack.first()),
+        blamed: None,
         site,
         application,
-        stack: retained.stack.iter().map(line).collect(),
+        stack: stack(&[], &retained.stack),
         holder: Unknown,
         sockets: vec![],
         limit_reached_in_seconds: None,
@@ -589,8 +624,26 @@ fn line(frame: &Frame) -> Line {
     Line { file: frame.file.clone(), function: frame.function.clone(), line: frame.line }
 }
 
+fn blamed(blamed: &Blamed) -> NativeCall {
+    NativeCall { library: blamed.library.clone(), symbol: blamed.symbol.clone(), offset: blamed.offset }
+}
+
+fn stack(native: &[NativeFrame], python: &[Frame]) -> Vec<Call> {
+    let native = native.iter().map(|frame| NativeCall {
+        library: frame.library.clone(),
+        symbol: frame.symbol.clone(),
+        offset: frame.offset,
+    });
+    native.map(Call::Native).chain(python.iter().map(line).map(Call::Python)).collect()
+}
+
+/// `libpdfium.so`, or the package of the line that allocates.
+fn library(blamed: Option<&Blamed>, site: Option<&Frame>) -> Option<String> {
+    blamed.map(|blamed| blamed.library_name().to_owned()).or_else(|| package(&site?.file))
+}
+
 /// `codetiming` of `/venv/lib/python3.11/site-packages/codetiming/_timers.py`.
-fn library(file: &str) -> Option<String> {
+fn package(file: &str) -> Option<String> {
     let packages = ["/site-packages/", "/dist-packages/"];
     let (_, inside) = packages.iter().find_map(|packages| file.rsplit_once(packages))?;
     let name = inside.split('/').next()?;
@@ -606,15 +659,20 @@ fn condition(outcome: Option<Outcome>) -> &'static str {
     }
 }
 
-fn place(application: Option<&Frame>, site: Option<&Frame>) -> String {
+fn place(blamed: Option<&Blamed>, application: Option<&Frame>, site: Option<&Frame>) -> String {
     let line = application.or(site);
-    line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function))
+    let line = line.map_or(String::new(), |line| format!(", at {}:{} in {}", line.file, line.line, line.function));
+    let taker = |blamed: &Blamed| {
+        let function = blamed.symbol.as_ref().map_or(String::new(), |symbol| format!(" by {symbol}"));
+        format!(", taken in {}{function}", blamed.library_name())
+    };
+    line + &blamed.filter(|blamed| blamed.taken != Taken::ByPython).map_or(String::new(), taker)
 }
 
 fn balloon_summary(balloon: &Balloon) -> String {
     let bytes = super::text::size(balloon.peak_bytes);
     let condition = condition(balloon.outcome);
-    let place = place(balloon.application.as_ref(), balloon.site.as_ref());
+    let place = place(balloon.blamed.as_ref(), balloon.application.as_ref(), balloon.site.as_ref());
     if let Some(pid) = balloon.killed {
         return format!(
             "A request of {} held {bytes} when process {pid} was killed in the midst of it{place}.",
@@ -632,7 +690,7 @@ fn leak_summary(finding: &analyze::Finding) -> String {
         [busiest, others @ ..] => format!("every request of {busiest} and {} other routes{condition}", others.len()),
     };
     let bytes = super::text::size(finding.rate.bytes);
-    let place = place(finding.application.as_ref(), finding.site.as_ref());
+    let place = place(finding.blamed.as_ref(), finding.application.as_ref(), finding.site.as_ref());
     let per = if finding.routes.is_empty() { " per request served" } else { "" };
     let mut sentence = format!("{who} leaves {bytes}{per} behind{place}");
     sentence[..1].make_ascii_uppercase();

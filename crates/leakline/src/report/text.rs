@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::json::{Compared, Finding, Line, Process, Report, Site, Socket};
+use super::json::{Call, Compared, Finding, Line, Process, Report, Site, Socket};
 use super::ledger::Ledger;
 
 /// Reads a line of a source file, if it is there to be read.
@@ -253,12 +253,16 @@ impl Page<'_> {
     /// The way from the application's line inwards to the line that allocates; where the application has no part in it, as
     /// when a server closes a response, from a few calls outside.
     fn path(&mut self, finding: &Finding) -> fmt::Result {
-        let innermost_first = &finding.stack;
+        let python = finding.stack.iter().filter_map(|call| match call {
+            Call::Python(line) => Some(line),
+            Call::Native(_) => None,
+        });
+        let innermost_first: Vec<&Line> = python.collect();
         let own = finding.application.as_ref();
-        let is_own = |line: &Line| own.is_some_and(|own| (&own.file, own.line) == (&line.file, line.line));
+        let is_own = |line: &&Line| own.is_some_and(|own| (&own.file, own.line) == (&line.file, line.line));
         let depth = innermost_first.iter().position(is_own).map_or(innermost_first.len().min(PATH), |at| at + 1);
-        let inwards: Vec<&Line> = innermost_first[..depth].iter().rev().collect();
-        if inwards.is_empty() {
+        let inwards: Vec<&Line> = innermost_first[..depth].iter().rev().copied().collect();
+        if inwards.is_empty() && finding.blamed.is_none() {
             return writeln!(self.text, "  the stacks of these samples are not known");
         }
         for (at, line) in inwards.iter().enumerate() {
@@ -278,6 +282,19 @@ impl Page<'_> {
                 let source = self.faint(&source);
                 writeln!(self.text, "      {source}")?;
             }
+        }
+        if let Some(blamed) = &finding.blamed {
+            let library = self.strong(&file_name(&blamed.library));
+            let function = match &blamed.symbol {
+                // Without its parameters.
+                Some(symbol) => clean(symbol.split('(').next().unwrap_or_default()),
+                None => format!("at {:#x}", blamed.offset),
+            };
+            let caller = match inwards.last() {
+                Some(line) => format!("called from {}:{}", file_name(&line.file), line.line),
+                None => "in a thread that runs no Python".to_owned(),
+            };
+            writeln!(self.text, "  in {library} {}, {caller}", shorten(&function, 60))?;
         }
         for other in finding.sites.iter().skip(1).take(2) {
             let place = format!("{}:{}", shorten(&short_file(&other.line.file), 50), other.line.line);
@@ -380,8 +397,7 @@ impl Page<'_> {
         let found = first.and_then(|finding| finding.application.as_ref().or(finding.site.as_ref()));
         match found {
             Some(line) => {
-                let name = clean(line.file.rsplit('/').next().unwrap_or_default());
-                let place = format!("{}:{}", shorten(&name, NAME), line.line);
+                let place = format!("{}:{}", file_name(&line.file), line.line);
                 match first.map_or("", |finding| finding.kind) {
                     "balloon" => {
                         writeln!(self.text, "Next: see what {place} takes as a whole, and if it could do in parts.")
@@ -476,6 +492,11 @@ fn clean(text: &str) -> String {
 fn short_file(file: &str) -> String {
     let inside = ["/site-packages/", "/dist-packages/"].iter().find_map(|folder| file.rsplit_once(folder));
     clean(inside.map_or(file, |(_, inside)| inside))
+}
+
+/// The file without its folder.
+fn file_name(file: &str) -> String {
+    shorten(&clean(file.rsplit('/').next().unwrap_or_default()), NAME)
 }
 
 /// The end of a text that is too long: that is where names differ.

@@ -1,0 +1,141 @@
+//! From addresses in a program or library to the functions they lie in, outside of the target: by the DWARF of the file
+//! or of its debug file where there is some, which knows inlined calls, else by its symbols, else not at all.
+//!
+//! A file is believed only if it has the build-id that the agent saw in memory: it may have been replaced since.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use addr2line::gimli::{self, EndianSlice, LittleEndian};
+use leakline_table::reader::Module;
+use object::{Object, ObjectSection, ObjectSymbol, ReadCache, SymbolKind};
+
+/// A function that an address lies in, the innermost of inlined ones first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Its name, demangled.
+    pub name: String,
+    /// Where in it the address lies, bytes; for an inlined one, where in the function that it is inlined into.
+    pub offset: u64,
+}
+
+/// Debug information larger than this is left alone, bytes: names are not worth minutes.
+const MOST_DWARF: u64 = 256 << 20;
+
+/// The functions of the addresses in a module. `root` is where the process that had it loaded sees its `/`.
+pub fn functions(module: &Module, root: &Path, addresses: &BTreeSet<u32>) -> BTreeMap<u32, Vec<Function>> {
+    let path = within(root, &module.path);
+    let Some(file) = open(&path) else { return BTreeMap::new() };
+    let cache = ReadCache::new(file);
+    let Some(object) = parse(&cache, &module.build_id) else { return BTreeMap::new() };
+    let separate = debug_files(&object, &path, root).into_iter().filter_map(|file| open(&file)).map(ReadCache::new);
+    let separate: Vec<_> = separate.collect();
+    let separate = separate.iter().find_map(|cache| parse(cache, &module.build_id));
+    let objects: Vec<&Elf> = separate.iter().chain([&object]).collect();
+    let symbols = Symbols::of(&objects);
+    let named = |address: u32| Some((address, symbols.function(address.into())?));
+    let mut found: BTreeMap<u32, Vec<Function>> = addresses.iter().copied().filter_map(named).collect();
+    if let Some(described) = objects.iter().find(|object| has_dwarf(object)) {
+        // Damaged debug information costs names, nothing else.
+        _ = add_inlined(described, addresses, &mut found);
+    }
+    found
+}
+
+type Elf<'data> = object::File<'data, &'data ReadCache<File>>;
+
+/// The object in a file, if it is the one that was loaded.
+fn parse<'data>(cache: &'data ReadCache<File>, build_id: &[u8]) -> Option<Elf<'data>> {
+    let object = object::File::parse(cache).ok()?;
+    let same = object.build_id().ok()?.unwrap_or_default() == build_id;
+    same.then_some(object)
+}
+
+/// Opens a file whose name another process chose: what is no file is refused rather than waited for.
+fn open(path: &Path) -> Option<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
+fn within(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Where a distribution may have put what was stripped off a file: by build-id, or by the name that the file itself gives.
+fn debug_files(object: &Elf, path: &Path, root: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    if let Ok(Some([first, rest @ ..])) = object.build_id() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        files.push(within(root, "/usr/lib/debug/.build-id").join(hex(&[*first])).join(hex(rest) + ".debug"));
+    }
+    let link = object.gnu_debuglink().ok().flatten().and_then(|(name, _)| std::str::from_utf8(name).ok());
+    if let (Some(name), Some(folder)) = (link.filter(|name| !name.contains('/')), path.parent()) {
+        files.push(folder.join(".debug").join(name));
+        files.push(folder.join(name));
+    }
+    files
+}
+
+fn has_dwarf(object: &Elf) -> bool {
+    object.section_by_name(".debug_info").is_some_and(|section| section.size() <= MOST_DWARF)
+}
+
+/// Functions by where they lie.
+struct Symbols<'data> {
+    /// Address, bytes and mangled name, by address.
+    all: Vec<(u64, u64, &'data str)>,
+}
+
+impl<'data> Symbols<'data> {
+    fn of(objects: &[&'data Elf<'data>]) -> Self {
+        let symbols = objects.iter().flat_map(|object| object.symbols().chain(object.dynamic_symbols()));
+        let functions = symbols.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition());
+        let named = functions.filter_map(|symbol| Some((symbol.address(), symbol.size(), symbol.name().ok()?)));
+        let mut all: Vec<_> = named.filter(|(_, bytes, _)| *bytes > 0).collect();
+        all.sort_unstable();
+        Self { all }
+    }
+
+    fn function(&self, address: u64) -> Option<Vec<Function>> {
+        let behind = self.all.partition_point(|(start, ..)| *start <= address);
+        let &(start, bytes, name) = self.all[..behind].last()?;
+        let offset = address - start;
+        (offset < bytes).then(|| vec![Function { name: demangled(name), offset }])
+    }
+}
+
+/// What the linker's version script adds to a name is cut off.
+fn demangled(name: &str) -> String {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    addr2line::demangle_auto(name.into(), None).into_owned()
+}
+
+/// Puts the inlined functions before those that the symbols name.
+fn add_inlined(
+    object: &Elf,
+    addresses: &BTreeSet<u32>,
+    found: &mut BTreeMap<u32, Vec<Function>>,
+) -> Result<(), gimli::Error> {
+    let sections = gimli::DwarfSections::load(|id| {
+        let section = object.section_by_name(id.name());
+        Ok::<_, gimli::Error>(section.and_then(|section| section.uncompressed_data().ok()).unwrap_or_default())
+    })?;
+    let context = addr2line::Context::from_dwarf(sections.borrow(|section| EndianSlice::new(section, LittleEndian)))?;
+    for &address in addresses {
+        let mut frames = context.find_frames(address.into()).skip_all_loads()?;
+        let mut names = Vec::new();
+        while let Some(frame) = frames.next()? {
+            names.extend(frame.function.and_then(|function| Some(function.demangle().ok()?.into_owned())));
+        }
+        let known = found.entry(address).or_default();
+        let offset = known.first().map_or(0, |function| function.offset);
+        // The outermost one is the function itself, which its symbol has named already.
+        let inlined = names.len().saturating_sub(usize::from(!known.is_empty()));
+        known.splice(0..0, names.drain(..inlined).map(|name| Function { name, offset }));
+        if known.is_empty() {
+            found.remove(&address);
+        }
+    }
+    Ok(())
+}
