@@ -15,7 +15,7 @@
 
 use crate::{clock, config, fork, hooks, native, python, recorder, requests, sampler, sockets, table};
 use leakline_table::attachment::{Attachment, FUNCTIONS, State};
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::sync::atomic::Ordering;
 
 /// What the command reads and writes, under the name `leakline_table::attachment::SYMBOL`.
@@ -37,16 +37,24 @@ fn set(state: State) {
     ATTACHMENT.state.store(state as u32, Ordering::Release);
 }
 
-/// Was the agent loaded when the program started? Then its names are everybody's; those of a library that is loaded
-/// later are its own.
+/// Was the agent loaded when the program started? Then malloc is ours for everybody; a library that is loaded later comes
+/// after the C library.
 pub(crate) fn came_with_the_program() -> bool {
-    const NAME: &CStr = c"leakline_prepare";
     // SAFETY: a C string.
-    let is_known = unsafe { !libc::dlsym(libc::RTLD_DEFAULT, NAME.as_ptr()).is_null() };
-    if is_known {
+    let malloc = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) };
+    let is_ours = library_of(malloc) == library_of((&raw const ATTACHMENT).cast());
+    if is_ours {
         set(State::Preloaded);
     }
-    is_known
+    is_ours
+}
+
+/// Where the library or program begins that this address belongs to.
+fn library_of(address: *const c_void) -> Option<usize> {
+    let mut found = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: zeroes are a valid Dl_info, which the call fills in; it takes any address.
+    let found = unsafe { (libc::dladdr(address, found.as_mut_ptr()) != 0).then(|| found.assume_init()) }?;
+    Some(found.dli_fbase as usize)
 }
 
 /// Did it? Only then is it asked for `_exit`.

@@ -118,7 +118,7 @@ impl<'a> Writer<'a> {
             header,
             names: Names::new(strings, codes, stacks, routes, modules, &mut private, count)?,
             samples: Samples::new(samples, &mut private)?,
-            requests: Requests::new(&mut private)?,
+            requests: Requests::new(&mut private, origin.now_ns)?,
             collections,
             ticks,
             peaks,

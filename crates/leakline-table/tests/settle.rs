@@ -164,6 +164,16 @@ fn a_template_goes_before_the_path_and_the_last_one_counts() {
 }
 
 #[test]
+fn a_request_of_an_earlier_table_means_nothing_to_a_later_one() {
+    let (mut earlier, mut later) = (Table::new(1_000_000_000), Table::new(2_000_000_000));
+    let before = earlier.writer.begin(b"GET", b"/", 0);
+    let now = later.writer.begin(b"GET", b"/", 0);
+    assert!(later.writer.in_flight(now) && !later.writer.in_flight(before));
+    later.writer.end(before, OK, |_| panic!("there is nothing to look at"));
+    assert!(later.writer.in_flight(now));
+}
+
+#[test]
 fn paths_make_a_bounded_number_of_routes_and_the_first_stay() {
     let mut table = Table::with_bytes(8 << 20, 1);
     for round in 0..2 {

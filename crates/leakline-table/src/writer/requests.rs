@@ -106,6 +106,9 @@ pub(super) struct Requests<'a> {
     fresh: Watch<'a>,
     in_use: Watch<'a>,
     path_routes: u32,
+    /// What is added to generations in handles, an even number: a process may have several tables in its life, and a
+    /// request that began under another one must not pass for one of ours.
+    first_generation: u32,
 }
 
 impl<'a> Requests<'a> {
@@ -113,11 +116,13 @@ impl<'a> Requests<'a> {
         IN_FLIGHT * size_of::<Request>() + (PARKED + FRESH + IN_USE) * size_of::<Watched>()
     }
 
-    pub(super) fn new(private: &mut Carver<'a>) -> Option<Self> {
+    pub(super) fn new(private: &mut Carver<'a>, now_ns: u64) -> Option<Self> {
         let slots = private.take(IN_FLIGHT)?;
         let parked = Watch::new(private.take(PARKED)?);
         let (fresh, in_use) = (Watch::new(private.take(FRESH)?), Watch::new(private.take(IN_USE)?));
-        Some(Self { slots, next: 0, parked, fresh, in_use, path_routes: 0 })
+        // A slot is used twice in such a time at most.
+        let first_generation = (now_ns >> 10) as u32 & !1;
+        Some(Self { slots, next: 0, parked, fresh, in_use, path_routes: 0, first_generation })
     }
 
     pub(super) fn slot(&mut self, index: u32) -> &mut Request {
@@ -128,15 +133,21 @@ impl<'a> Requests<'a> {
     pub(super) fn ended(&self, handle: u64) -> Option<u32> {
         let index = (handle & 0xFFFF) as usize;
         let request = self.slots.get(index)?;
-        (handle != 0 && u64::from(request.generation) == (handle >> 16) + 1).then_some(index as u32)
+        let generation = self.generation(handle)?;
+        (request.generation == generation.wrapping_add(1)).then_some(index as u32)
     }
 
     /// The slot of a request that is in flight, from its handle.
     pub(super) fn open(&self, handle: u64) -> Option<u32> {
         let index = (handle & 0xFFFF) as usize;
         let request = self.slots.get(index)?;
-        (handle != 0 && request.generation % 2 == 1 && u64::from(request.generation) == handle >> 16)
-            .then_some(index as u32)
+        (request.generation % 2 == 1 && Some(request.generation) == self.generation(handle)).then_some(index as u32)
+    }
+
+    /// The generation of a request, from its handle.
+    fn generation(&self, handle: u64) -> Option<u32> {
+        let told = u32::try_from(handle >> 16).ok().filter(|_| handle != 0)?;
+        Some(told.wrapping_sub(self.first_generation))
     }
 }
 
@@ -182,7 +193,7 @@ impl Writer<'_> {
         request.method_bytes = method.len() as u32 + 1;
         request.set_path(path);
         self.header.requests_open += 1;
-        u64::from(request.generation) << 16 | index as u64
+        u64::from(request.generation.wrapping_add(self.requests.first_generation)) << 16 | index as u64
     }
 
     /// Is the request of this handle in flight?

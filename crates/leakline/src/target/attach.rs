@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use crate::failure::{Exit, Failure};
 use examine::{Target, forbidden, gone};
 use jumps::Jump;
-use memory::{Library, Memory};
+use memory::{Library, Maps, Memory};
 use safe::Places;
 use thread::{Caller, Thread, Trouble};
 
@@ -374,18 +374,8 @@ impl<'t> Session<'t> {
         let failed = |error: io::Error| self.failed("attach to", &error);
         let c_library = &self.target.c_library;
         let malloc = c_library.address("malloc").ok_or_else(|| self.failed("attach to", &"it has no malloc"))?;
-        let hole = self.target.maps.hole_near(malloc, jumps::PAGE);
-        let hole = hole.ok_or_else(|| self.failed("attach to", &jumps::Obstacle::TooFar))?;
         let map = c_library.address("mmap").ok_or_else(|| self.failed("attach to", &"it has no mmap"))?;
-        // Never writable for the process itself; we write to it from outside.
-        let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-        let page = caller
-            .call(map, &[hole, jumps::PAGE, protection, flags, u64::MAX, 0])
-            .map_err(|trouble| self.failed("attach to", &trouble))?;
-        if page != hole {
-            return Err(self.failed("attach to", &"it can map no page near its C library"));
-        }
+        let page = self.map_near(caller, map, malloc)?;
         let made = self.fill_stubs(agent, page);
         match made.and_then(|jumps| agent.put(&self.memory, offset_of!(Attachment, stubs), page).map(|()| jumps)) {
             Ok(jumps) => Ok(jumps),
@@ -394,6 +384,27 @@ impl<'t> Session<'t> {
                 Err(failed(error))
             }
         }
+    }
+
+    /// Maps a page near an address.
+    fn map_near(&self, caller: &mut Caller, map: u64, address: u64) -> Result<u64, Failure> {
+        // Never writable for the process itself; we write to it from outside.
+        const PROTECTION: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        const FLAGS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        // Where the process has mapped something since we looked, as the agent's library, there is another hole.
+        const TRIES: u32 = 5;
+        for _ in 0..TRIES {
+            let maps = Maps::of(self.target.pid).map_err(|_| gone(self.target.pid))?;
+            let hole = maps.hole_near(address, jumps::PAGE);
+            let hole = hole.ok_or_else(|| self.failed("attach to", &jumps::Obstacle::TooFar))?;
+            let page = caller
+                .call(map, &[hole, jumps::PAGE, PROTECTION, FLAGS, u64::MAX, 0])
+                .map_err(|trouble| self.failed("attach to", &trouble))?;
+            if page == hole {
+                return Ok(page);
+            }
+        }
+        Err(self.failed("attach to", &"it can map no page near its C library"))
     }
 
     fn fill_stubs(&self, agent: &Agent, page: u64) -> io::Result<Vec<Jump>> {
