@@ -13,7 +13,7 @@
 //!
 //! None of them may wait for the GIL, which another thread may hold for long.
 
-use crate::{clock, config, fork, hooks, native, python, recorder, requests, sampler, sockets, table};
+use crate::{clock, config, fork, hooks, native, python, recorder, requests, sampler, snapshot, sockets, table};
 use leakline_table::attachment::{Attachment, FUNCTIONS, State};
 use std::ffi::{CStr, c_void};
 use std::sync::atomic::Ordering;
@@ -113,6 +113,7 @@ pub extern "C" fn leakline_leave() -> u64 {
         writer.tick(&requests::moment(0));
         writer.ended(clock::unix_ns());
     }
+    snapshot::leave();
     sockets::forget_all();
     table::close(&mut recorder);
     sampler::begin_anew();

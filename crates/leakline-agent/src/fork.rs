@@ -2,7 +2,7 @@
 //!
 //! A child that is about to become another program (`subprocess`) never gets that far and leaves no table behind.
 
-use crate::{recorder, sampler, sockets, table};
+use crate::{recorder, sampler, snapshot, sockets, table};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Asks to be told of forks, once for each process and its children.
@@ -17,16 +17,19 @@ pub(crate) fn watch() {
 
 /// The lock is held over the fork, so that no other thread is in the middle of a change when memory is copied.
 extern "C" fn before() {
+    snapshot::hold();
     recorder::hold();
 }
 
 extern "C" fn in_parent() {
     recorder::let_go();
+    snapshot::let_go();
 }
 
 extern "C" fn in_child() {
     table::forget();
     recorder::begin_anew();
+    snapshot::begin_anew();
     sampler::begin_anew();
     sockets::begin_anew();
 }

@@ -12,6 +12,7 @@
 //! fork           a child gets a table of its own
 //! attach         how a command that came later brings the agent in, and out again
 //! end            what ends by itself says so, so that the others are known to have been killed
+//! snapshot       a copy of the process writes down all objects, when the command calls for it
 //! ```
 //!
 //! The laws of this crate: hooks never allocate through themselves, never wait for long, never panic and never call
@@ -32,6 +33,7 @@ mod recorder;
 mod requests;
 mod response;
 mod sampler;
+mod snapshot;
 mod sockets;
 mod stack;
 mod table;

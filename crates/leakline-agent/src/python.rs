@@ -1,18 +1,22 @@
 //! What is known of CPython, and how the agent gets into it.
 
 pub(crate) mod api;
+mod collector;
 mod context;
 mod frames;
 pub(crate) mod install;
 mod layout;
 mod life;
+pub(crate) mod objects;
 mod text;
 
+pub(crate) use collector::{collector_lists, find_collector};
 pub(crate) use context::Variable;
 pub(crate) use frames::{DEPTH, evaluator, frames};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
-pub(crate) use layout::{pool_bytes, version};
+pub(crate) use layout::{collector_head, pool_bytes, version};
 pub(crate) use life::look;
+pub(crate) use text::word;
 
 use api::{Api, ThreadState};
 

@@ -4,7 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, end, recorder, response, sampler, sockets, table};
+use crate::{clock, end, recorder, response, sampler, snapshot, sockets, table};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, IN_FLIGHT, Moment};
 use std::ffi::CStr;
@@ -241,6 +241,7 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
         if handle != 0 && !object.is_null() {
             goes_on_in(handle).store(0, Ordering::Relaxed);
             set_current(api, object);
+            snapshot::listen();
         }
         object
     }
@@ -398,6 +399,7 @@ unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in begin.
     unsafe {
+        snapshot::close(api);
         tick(api);
         sampler::stop();
         end::mark();

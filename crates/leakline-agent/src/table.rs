@@ -2,7 +2,7 @@
 
 use crate::recorder::{FILTER, Recorder};
 use crate::{attach, clock, config, native, python, sampler};
-use leakline_table::layout::{LEAST_BYTES, MOST_BYTES};
+use leakline_table::layout::{HEADER_BYTES, Header, LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -50,14 +50,42 @@ pub(crate) fn forget() {
 
 /// Where the table of a process lies that started at so many clock ticks.
 fn path(tables: &CStr, pid: u32, start_ticks: u64) -> Text<4096> {
+    named(tables, pid, start_ticks, b".leakline")
+}
+
+fn named(tables: &CStr, pid: u32, start_ticks: u64, extension: &[u8]) -> Text<4096> {
     let mut path = Text::new();
     path.put(tables.to_bytes());
     path.put(b"/");
     path.number(u64::from(pid));
     path.put(b"-");
     path.number(start_ticks);
-    path.put(b".leakline");
+    path.put(extension);
     path
+}
+
+/// A mapping of the first page of this process's table for whoever outlives the table's own; `None` where there is none.
+pub(crate) fn map_header() -> Option<*mut Header> {
+    let config = config::get()?;
+    // SAFETY: getpid has no preconditions; the rest are system calls with a valid string and descriptor.
+    unsafe {
+        let mut path = path(config.tables, libc::getpid() as u32, process_start_ticks());
+        let file = libc::open(path.c_str()?.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW);
+        if file < 0 {
+            return None;
+        }
+        let page = map(file, HEADER_BYTES);
+        libc::close(file);
+        page.ok().map(|page| page.as_mut_ptr().cast())
+    }
+}
+
+/// Where the heap snapshots of this process lie: beside its table.
+pub(crate) fn heap_path() -> Text<4096> {
+    let tables = config::get().map_or(c"", |config| config.tables);
+    // SAFETY: has no preconditions.
+    let pid = unsafe { libc::getpid() as u32 };
+    named(tables, pid, process_start_ticks(), b".heap")
 }
 
 /// Takes away the table that this process has left behind if it was a Python before: a child that a server forks to
@@ -178,7 +206,7 @@ fn last(what: &'static str) -> Failure {
 }
 
 /// Field 22 of `/proc/self/stat`, clock ticks since boot; 0 where it cannot be read.
-fn process_start_ticks() -> u64 {
+pub(crate) fn process_start_ticks() -> u64 {
     let mut text = [0; 1024];
     let length = read_file(c"/proc/self/stat", &mut text);
     // The second field is the program's name in parentheses, which may hold anything; count from its end.

@@ -162,14 +162,16 @@ macro_rules! record {
                 if bytes.len() < Self::BYTES {
                     return None;
                 }
-                Some(Self { $($field: <$type as Field>::at(bytes, std::mem::offset_of!($name, $field)),)* })
+                Some(Self { $($field: <$type as $crate::layout::Field>::at(bytes, std::mem::offset_of!($name, $field)),)* })
             }
         }
     };
 }
 
+pub(crate) use record;
+
 /// A type that stands in a record.
-trait Field: Copy {
+pub(crate) trait Field: Copy {
     /// Reads the value at `offset`; the caller has checked that the bytes are there.
     fn at(bytes: &[u8], offset: usize) -> Self;
 }
@@ -238,6 +240,50 @@ impl SectionEntry {
 }
 
 record! {
+    /// How the command asks the agent for a heap snapshot, which becomes a file beside the table, see [`crate::heap`]. The
+    /// command writes `most_bytes` and `most_seconds`, raises `wanted` and wakes whoever waits for it (`futex`); the agent
+    /// makes the snapshot, writes the rest, and `answered` last.
+    SnapshotCall, 40 {
+        /// 1 while somebody waits for a call.
+        listening: u32,
+        /// Raised by the command.
+        wanted: u32,
+        /// The call that was answered last.
+        answered: u32,
+        /// Why there is no snapshot, 0 where there is one: the exit code of the child that was to write it
+        /// ([`crate::heap::Ending`]), 128 and the signal that ended it, or 256 and the error number of `clone`.
+        error: u32,
+        /// How long the server stood still, ns.
+        pause_ns: u64,
+        /// Bytes that the file may have.
+        most_bytes: u64,
+        /// Seconds that the child may take.
+        most_seconds: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+impl Field for SnapshotCall {
+    fn at(bytes: &[u8], offset: usize) -> Self {
+        Self::decode(&bytes[offset..]).unwrap_or(Self::NONE)
+    }
+}
+
+impl SnapshotCall {
+    const NONE: Self = Self {
+        listening: 0,
+        wanted: 0,
+        answered: 0,
+        error: 0,
+        pause_ns: 0,
+        most_bytes: 0,
+        most_seconds: 0,
+        reserved: 0,
+    };
+}
+
+record! {
     /// The first page of the file.
     Header, 4096 {
         /// [`MAGIC`].
@@ -296,7 +342,9 @@ record! {
         /// 1: every way to end by itself is seen, so a process that is gone and has not written `ended_ns` was killed.
         tells_end: u64,
         /// Zero.
-        reserved: [u64; 411],
+        reserved: [u64; 406],
+        /// How the command asks for a heap snapshot.
+        snapshot: SnapshotCall,
     }
 }
 

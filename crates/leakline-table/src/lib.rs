@@ -5,6 +5,7 @@
 //! when it is full it thins what it holds instead of going blind. [`reader`] is the command's half: it believes nothing
 //! that it reads. [`attachment`] is what they tell each other where the agent is brought into a server that already runs.
 pub mod attachment;
+pub mod heap;
 pub mod layout;
 pub mod reader;
 pub mod writer;

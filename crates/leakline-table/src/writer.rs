@@ -168,6 +168,11 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Requests of any route that have ended.
+    pub fn requests(&self) -> u64 {
+        self.header.requests
+    }
+
     /// From now on [`Writer::ended`] will be called, whichever way the process ends by itself.
     pub fn tells_end(&mut self) {
         self.header.tells_end = 1;

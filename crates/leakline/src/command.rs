@@ -18,6 +18,7 @@ mod detach;
 mod doctor;
 mod drive;
 mod effort;
+mod heap;
 mod list;
 mod owner;
 mod report;
@@ -30,6 +31,7 @@ Examples:
   leakline report                           what the latest run has shown so far
   leakline report 4711 --json               the run that process 4711 belongs to, for a program
   leakline report --fail-on leak            in CI: exit with 3 when there is a leak
+  leakline heap 4711                        what is in a worker's heap, and who holds it
   leakline list                             which runs and tables there are
   leakline doctor                           what would work on this machine, and what not
   leakline drive http://127.0.0.1:8000/     send traffic to a server
@@ -77,6 +79,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Drive(Box<drive::Drive>),
     Demo(demo::Demo),
+    Heap(heap::Heap),
 }
 
 impl Arguments {
@@ -91,6 +94,7 @@ impl Arguments {
             Command::Doctor(doctor) => doctor.carry_out(&self.global),
             Command::Drive(drive) => drive.carry_out(&self.global),
             Command::Demo(demo) => demo.carry_out(&self.global),
+            Command::Heap(heap) => heap.carry_out(&self.global),
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod case;
 pub mod command;
 pub mod drive;
 pub mod failure;
+pub mod heap;
 pub mod reader;
 pub mod report;
 pub mod runs;

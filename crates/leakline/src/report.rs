@@ -4,4 +4,4 @@ mod ledger;
 mod text;
 
 pub use json::{Report, json};
-pub use text::{Printed, text};
+pub use text::{Printed, count, size, text};

@@ -6,3 +6,4 @@ pub mod limit;
 pub mod memory;
 pub mod process;
 pub mod python;
+pub mod snapshot;

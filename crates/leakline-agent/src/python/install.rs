@@ -79,6 +79,7 @@ unsafe fn try_to_install(api: &'static Api) -> Result<(), &'static str> {
             verify_layout(api)?;
         }
         requests::prepare(api)?;
+        super::find_collector(api);
         {
             let mut recorder = recorder::enter().ok_or("its table is in use")?;
             table::create(&mut recorder).map_err(explain)?;

@@ -196,3 +196,8 @@ pub(super) fn chosen() -> &'static Layout {
 pub(crate) fn pool_bytes() -> usize {
     chosen().pool
 }
+
+/// Bytes of the collector's head in front of an object.
+pub(crate) fn collector_head() -> usize {
+    chosen().collector_head
+}

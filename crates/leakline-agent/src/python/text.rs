@@ -6,7 +6,7 @@ use super::layout::Layout;
 ///
 /// # Safety
 /// The address is readable.
-pub(super) unsafe fn word(address: usize) -> usize {
+pub(crate) unsafe fn word(address: usize) -> usize {
     // SAFETY: the caller's promise; alignment is not relied upon.
     unsafe { (address as *const usize).read_unaligned() }
 }

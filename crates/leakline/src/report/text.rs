@@ -449,7 +449,7 @@ pub fn size(bytes: f64) -> String {
 }
 
 /// `12,345`
-fn count(n: u64) -> String {
+pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -6,6 +6,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Run, TableFile};
 use crate::reader;
+use crate::target::snapshot;
 
 /// The most tables of ended processes that a run keeps while it goes on.
 const ENDED_TABLES: usize = 32;
@@ -43,6 +44,7 @@ impl Run {
 fn forget(table: &TableFile) {
     let _ = fs::remove_file(&table.path);
     let _ = fs::remove_file(table.look_path());
+    let _ = fs::remove_file(snapshot::path(table));
 }
 
 /// The agent reserves all of a table's blocks when it makes it, so that a full disk can't kill the server. What it never

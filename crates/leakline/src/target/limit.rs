@@ -30,6 +30,20 @@ pub fn oom_kills(counter: &Path) -> Option<u64> {
     fs::read_to_string(counter).ok()?.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
+/// The share of memory that is free, by the limit that leaves least: what the kernel can take back at once counts as free.
+pub fn headroom(pid: u32) -> Option<f64> {
+    let machine = Meminfo::current().ok().and_then(|memory| Some((memory.mem_available?, memory.mem_total)));
+    let group = |group: Group| {
+        let (limit, folder) = (number(&group.limit)?, group.limit.parent()?);
+        let used = ["memory.current", "memory.usage_in_bytes"].iter().find_map(|name| number(&folder.join(name)))?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
+        Some((limit.saturating_sub(used.saturating_sub(idle.unwrap_or(0))), limit))
+    };
+    let free = groups(pid).into_iter().filter_map(group).chain(machine);
+    free.filter(|(_, all)| *all > 0).map(|(free, all)| free as f64 / all as f64).min_by(f64::total_cmp)
+}
+
 /// A control group's files that speak of memory; some may not be there.
 #[derive(Debug)]
 struct Group {
@@ -59,7 +73,11 @@ fn of_group(root: &Path, group: &ProcessCGroup) -> Vec<Group> {
 
 /// `max` and missing files are no limit. Version 1 says "none" with a number beyond any machine's memory.
 fn limits(groups: &[Group]) -> impl Iterator<Item = u64> + '_ {
-    groups.iter().filter_map(|group| fs::read_to_string(&group.limit).ok()?.trim().parse().ok())
+    groups.iter().filter_map(|group| number(&group.limit))
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// The innermost group's that has one.

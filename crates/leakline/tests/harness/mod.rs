@@ -198,6 +198,11 @@ impl Server {
         self.launcher.id()
     }
 
+    /// The folder of tables.
+    pub fn tables(&self) -> PathBuf {
+        self.folder.join("tables")
+    }
+
     /// Makes the traffic of a plan.
     pub fn drive(&self, plan: &Plan) -> Tally {
         let address = Address { host: Ipv4Addr::LOCALHOST.to_string(), port: self.port };

@@ -1,0 +1,706 @@
+//! What is known of CPython's objects beyond `tp_traverse`: how large they are, what memory belongs to them, what they and
+//! their references are called. Raw loads only, for the child that writes a snapshot.
+//!
+//! Offsets that are the same from 3.7 to 3.13 stand where they are used, with the structure's name; the others are in
+//! [`offsets`]. All were read from the interpreters' own headers with `offsetof`.
+
+use super::api::Object;
+use super::layout::{self, Layout};
+use super::text::{half, word};
+use leakline_table::heap::{Buffer, MOST_BUFFERS};
+use std::ffi::{CStr, c_int, c_void};
+
+/// `visitproc`
+pub(crate) type Visit = unsafe extern "C" fn(Object, *mut c_void) -> c_int;
+/// `traverseproc`
+pub(crate) type Traverse = unsafe extern "C" fn(Object, Visit, *mut c_void) -> c_int;
+
+/// What kind of object it is, as far as more is known of it than its type's own numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Other,
+    Integer,
+    Text,
+    Bytes,
+    ByteArray,
+    List,
+    Tuple,
+    Dict,
+    Set,
+    Type,
+    Module,
+    Function,
+    Code,
+    Frame,
+    Generator,
+    Deque,
+    Array,
+    NumpyArray,
+    LruCache,
+    BytesIo,
+}
+
+/// Kinds by `tp_name`, of types that are recognised by no flag.
+const NAMED: [(&CStr, Kind); 16] = [
+    (c"bytearray", Kind::ByteArray),
+    (c"set", Kind::Set),
+    (c"frozenset", Kind::Set),
+    (c"module", Kind::Module),
+    (c"function", Kind::Function),
+    (c"code", Kind::Code),
+    (c"frame", Kind::Frame),
+    (c"generator", Kind::Generator),
+    (c"coroutine", Kind::Generator),
+    (c"async_generator", Kind::Generator),
+    (c"collections.deque", Kind::Deque),
+    (c"array.array", Kind::Array),
+    (c"numpy.ndarray", Kind::NumpyArray),
+    (c"functools._lru_cache_wrapper", Kind::LruCache),
+    (c"_io.BytesIO", Kind::BytesIo),
+    (c"moduledef", Kind::Other),
+];
+
+/// What all objects of a type have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) kind: Kind,
+    pub(crate) traverse: Option<Traverse>,
+    flags: u64,
+    basic: usize,
+    item: usize,
+    dict_offset: isize,
+}
+
+/// Offsets that depend on the version, bytes.
+#[derive(Clone, Copy, Debug)]
+struct Offsets {
+    function_name: usize,
+    function_module: usize,
+    generator_name: usize,
+    /// `gi_iframe`, from 3.11 on; before, `gi_frame` is at 16.
+    generator_frame: usize,
+    /// `gi_frame_state`, from 3.11 on: 4 and more when the frame has been cleared.
+    generator_state: usize,
+    /// `localsplus`
+    frame_locals: usize,
+    /// `co_localsplusnames`, before 3.11 `co_varnames`.
+    code_names: usize,
+    /// `ht_qualname`
+    type_name: usize,
+    /// `ht_cached_keys`
+    type_keys: usize,
+}
+
+/// By minor version.
+fn offsets(minor: u32) -> Offsets {
+    let python_3_7 = Offsets {
+        function_name: 104,
+        function_module: 88,
+        generator_name: 56,
+        generator_frame: 0,
+        generator_state: 0,
+        frame_locals: 360,
+        code_names: 64,
+        type_name: 848,
+        type_keys: 0,
+    };
+    let python_3_8 = Offsets { code_names: 72, type_name: 864, ..python_3_7 };
+    let python_3_10 =
+        Offsets { function_name: 40, function_module: 104, generator_name: 48, frame_locals: 352, ..python_3_8 };
+    let python_3_11 = Offsets {
+        generator_name: 40,
+        generator_frame: 80,
+        generator_state: 75,
+        frame_locals: 72,
+        code_names: 96,
+        type_keys: 872,
+        ..python_3_10
+    };
+    match minor {
+        7 => python_3_7,
+        8 => python_3_8,
+        9 => Offsets { type_name: 856, ..python_3_8 },
+        10 => python_3_10,
+        11 => python_3_11,
+        _ => Offsets {
+            generator_name: 32,
+            generator_frame: 72,
+            generator_state: 67,
+            type_name: 872,
+            type_keys: 880,
+            ..python_3_11
+        },
+    }
+}
+
+/// `Py_TPFLAGS_…` (Include/object.h).
+mod flag {
+    /// From 3.13 on.
+    pub(super) const INLINE_VALUES: u64 = 1 << 2;
+    /// From 3.12 on.
+    pub(super) const MANAGED_WEAKREF: u64 = 1 << 3;
+    /// From 3.11 on.
+    pub(super) const MANAGED_DICT: u64 = 1 << 4;
+    pub(super) const HEAP_TYPE: u64 = 1 << 9;
+    pub(super) const HAVE_GC: u64 = 1 << 14;
+    pub(super) const LONG: u64 = 1 << 24;
+    pub(super) const LIST: u64 = 1 << 25;
+    pub(super) const TUPLE: u64 = 1 << 26;
+    pub(super) const BYTES: u64 = 1 << 27;
+    pub(super) const UNICODE: u64 = 1 << 28;
+    pub(super) const DICT: u64 = 1 << 29;
+    pub(super) const TYPE: u64 = 1 << 31;
+}
+
+/// Where things are in this Python.
+#[derive(Clone, Copy)]
+pub(crate) struct Objects {
+    layout: &'static Layout,
+    offsets: Offsets,
+}
+
+/// A name that lies in the target: a `str` or a C string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Text(usize),
+    C(usize),
+}
+
+/// The word for what holds an object's attributes.
+pub(crate) const DICT: &CStr = c"__dict__";
+/// The word for the list that a `BytesIO` keeps its bytes in.
+const BUFFER: &CStr = c"buffer";
+/// The most items that are believed; more than that is an `ob_size` that is something else.
+const MOST_ITEMS: usize = 1 << 36;
+
+/// The type of an object.
+///
+/// # Safety
+/// A live object; so in all functions here, and its type is one whose [`Shape`] was read.
+pub(crate) unsafe fn type_of(object: usize) -> usize {
+    // SAFETY: the caller's promise; ob_type.
+    unsafe { word(object + 8) }
+}
+
+/// `tp_name`
+///
+/// # Safety
+/// A live type.
+pub(crate) unsafe fn type_name<'a>(of: usize) -> &'a CStr {
+    // SAFETY: the caller's promise; tp_name is never null.
+    unsafe { CStr::from_ptr(word(of + 24) as *const _) }
+}
+
+// SAFETY (of every block below): the loads lie within live objects, at offsets of this Python's own structures.
+#[allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
+impl Objects {
+    /// For this Python.
+    pub(crate) fn of_this_python() -> Self {
+        let layout = layout::chosen();
+        Self { layout, offsets: offsets(layout.minor) }
+    }
+
+    /// Bytes of the collector's head.
+    pub(crate) fn collector_head(&self) -> usize {
+        self.layout.collector_head
+    }
+
+    /// What a type says of its objects.
+    pub(crate) unsafe fn shape(&self, of: usize) -> Shape {
+        unsafe {
+            let flags = word(of + 168) as u64;
+            let traverse = match word(of + 184) {
+                0 => None,
+                address => Some(std::mem::transmute::<usize, Traverse>(address)),
+            };
+            Shape {
+                kind: kind(of, flags),
+                traverse: traverse.filter(|_| flags & flag::HAVE_GC != 0),
+                flags,
+                basic: word(of + 32),
+                item: word(of + 40),
+                dict_offset: word(of + 288) as isize,
+            }
+        }
+    }
+
+    /// `PyObject_IS_GC`: static types say that they may be collected and are not.
+    unsafe fn is_collected(&self, object: usize, shape: &Shape) -> bool {
+        shape.flags & flag::HAVE_GC != 0
+            && (shape.kind != Kind::Type || unsafe { word(object + 168) } as u64 & flag::HEAP_TYPE != 0)
+    }
+
+    /// May `tp_traverse` be called, and what is it?
+    pub(crate) unsafe fn traverse(&self, object: usize, shape: &Shape) -> Option<Traverse> {
+        shape.traverse.filter(|_| unsafe { self.is_collected(object, shape) })
+    }
+
+    /// Does the collector track it?
+    pub(crate) unsafe fn is_tracked(&self, object: usize, shape: &Shape) -> bool {
+        /// `_PyGC_REFS_UNTRACKED` of 3.7, whose head is next, previous and `gc_refs`, the lowest bit of which is a flag.
+        const UNTRACKED: isize = -2;
+        unsafe {
+            self.is_collected(object, shape)
+                && match self.layout.minor {
+                    7 => word(object - 16) as isize >> 1 != UNTRACKED,
+                    _ => word(object - 16) != 0,
+                }
+        }
+    }
+
+    /// Bytes in front of the address: the collector's head, and what 3.11 and later put before it.
+    pub(crate) unsafe fn front(&self, object: usize, shape: &Shape) -> usize {
+        let managed = match self.layout.minor {
+            ..11 => 0,
+            11 => flag::MANAGED_DICT,
+            _ => flag::MANAGED_DICT | flag::MANAGED_WEAKREF,
+        };
+        let head = if unsafe { self.is_collected(object, shape) } { self.layout.collector_head } else { 0 };
+        head + if shape.flags & managed != 0 { 16 } else { 0 }
+    }
+
+    /// The reference count; 0 where the object is immortal.
+    pub(crate) unsafe fn references(&self, object: usize) -> u64 {
+        unsafe {
+            match self.layout.minor {
+                ..12 => word(object) as u64,
+                _ => (half(object) as i32).max(0) as u64,
+            }
+        }
+    }
+
+    /// Bytes of the object itself, from its address on.
+    pub(crate) unsafe fn bytes(&self, object: usize, shape: &Shape) -> usize {
+        unsafe {
+            match shape.kind {
+                Kind::Text => return self.text_bytes(object, shape),
+                // It has no ob_size, and what stands there is another frame.
+                Kind::Frame | Kind::Generator if self.layout.minor >= 11 => return shape.basic,
+                Kind::Generator => return shape.basic,
+                Kind::Deque => return shape.basic + deque_blocks(object).saturating_sub(2) * DEQUE_BLOCK,
+                _ => {}
+            }
+            let items = match shape.kind {
+                _ if shape.item == 0 => 0,
+                // lv_tag: the number of digits above three bits of flags.
+                Kind::Integer if self.layout.minor >= 12 => word(object + 16) >> 3,
+                _ => items(object),
+            };
+            shape.basic + items * shape.item + self.inline_bytes(object, shape)
+        }
+    }
+
+    /// What 3.13 puts behind an object for its attributes: a head, the values, and their order, a byte each.
+    unsafe fn inline_bytes(&self, object: usize, shape: &Shape) -> usize {
+        if self.layout.minor < 13 || shape.flags & flag::INLINE_VALUES == 0 {
+            return 0;
+        }
+        let capacity = usize::from(unsafe { *((object + shape.basic) as *const u8) });
+        8 * (capacity + 1) + capacity.next_multiple_of(8)
+    }
+
+    /// PyASCIIObject, PyCompactUnicodeObject, PyUnicodeObject: the state's bits are interned: 2, kind: 3 (the bytes of a
+    /// character), compact: 1, ascii: 1.
+    unsafe fn text_bytes(&self, object: usize, shape: &Shape) -> usize {
+        unsafe {
+            let (length, state) = (word(object + 16), half(object + 32));
+            match (state >> 5 & 1, state >> 6 & 1) {
+                (0, _) => shape.basic,
+                (_, 1) => self.layout.string_ascii + length + 1,
+                _ => self.layout.string_other + (length + 1) * (state >> 2 & 7) as usize,
+            }
+        }
+    }
+
+    /// Memory of the object's own that lies elsewhere.
+    pub(crate) unsafe fn buffers(&self, object: usize, shape: &Shape) -> [Buffer; MOST_BUFFERS] {
+        let buffer = |address: usize, bytes: usize| Buffer { address: address as u64, bytes: bytes as u64 };
+        let none = Buffer::default();
+        unsafe {
+            match shape.kind {
+                // ob_item, allocated
+                Kind::List => [buffer(word(object + 24), word(object + 32) * 8), none],
+                Kind::Dict => self.dict_buffers(object),
+                // table, mask, smalltable
+                Kind::Set if word(object + 40) != object + 64 => {
+                    [buffer(word(object + 40), (word(object + 32) + 1) * 16), none]
+                }
+                // ob_bytes, ob_alloc
+                Kind::ByteArray => [buffer(word(object + 32), word(object + 24)), none],
+                // leftblock, rightblock; those between are counted as the object's own bytes
+                Kind::Deque => {
+                    let (left, right) = (word(object + 24), word(object + 32));
+                    let second = if right == left { none } else { buffer(right, DEQUE_BLOCK) };
+                    [buffer(left, DEQUE_BLOCK), second]
+                }
+                // ob_item, allocated, ob_descr->itemsize
+                Kind::Array if word(object + 24) != 0 => {
+                    [buffer(word(object + 24), word(object + 32) * half(word(object + 40) + 4) as usize), none]
+                }
+                Kind::NumpyArray => [numpy_buffer(object), none],
+                Kind::Text => [self.text_buffer(object), none],
+                _ if shape.flags & flag::MANAGED_DICT != 0 && matches!(self.layout.minor, 11 | 12) => {
+                    let values = self.values(object, shape);
+                    let keys = word(type_of(object) + self.offsets.type_keys);
+                    if values == 0 || keys == 0 {
+                        return [none; 2];
+                    }
+                    let before = before_values(values);
+                    // Two bytes and one for each value, rounded up, stand before them. The shared keys (dk_usable,
+                    // dk_nentries) say how many there are today, which may be less than when these were made.
+                    let count = word(keys + 16) + word(keys + 24);
+                    let count = count.clamp(before.saturating_sub(9), before.saturating_sub(2));
+                    [buffer(values - before, before + 8 * count), none]
+                }
+                _ => [none; 2],
+            }
+        }
+    }
+
+    /// The characters of a string that is not compact, or the UTF-8 that a compact one has been asked for.
+    unsafe fn text_buffer(&self, object: usize) -> Buffer {
+        unsafe {
+            let (length, state) = (word(object + 16), half(object + 32));
+            let ascii = self.layout.string_ascii;
+            let (address, bytes) = match (state >> 5 & 1, state >> 6 & 1) {
+                (0, _) => (word(object + self.layout.string_other), (length + 1) * (state >> 2 & 7) as usize),
+                (_, 1) => (0, 0),
+                _ => (word(object + ascii + 8), word(object + ascii) + 1),
+            };
+            Buffer { address: address as u64, bytes: bytes as u64 }
+        }
+    }
+
+    /// PyDictObject: ma_keys at 32, ma_values at 40; PyDictKeysObject. Keys that several dicts share are nobody's.
+    unsafe fn dict_buffers(&self, object: usize) -> [Buffer; MOST_BUFFERS] {
+        let none = Buffer::default();
+        unsafe {
+            let (keys, values) = (word(object + 32), word(object + 40));
+            let has_logs = self.layout.key_table_has_logs;
+            let size = if has_logs { 1usize << (word(keys + 8) & 0x3F) } else { word(keys + 8) };
+            if values != 0 {
+                let (before, values) = match self.layout.minor {
+                    11 | 12 => (before_values(values), values),
+                    // 3.13: within the object where `embedded` says so, else a header of four bytes and padding.
+                    13.. if *((values + 2) as *const u8) != 0 => return [none; 2],
+                    13.. => (8, values + 8),
+                    _ => (0, values),
+                };
+                let bytes = before + 8 * usable(size);
+                return [Buffer { address: (values - before) as u64, bytes: bytes as u64 }, none];
+            }
+            // The empty keys are one static table of the least size.
+            if size < 8 {
+                return [none; 2];
+            }
+            let bytes = match has_logs {
+                true => {
+                    let entry = if word(keys + 10) & 0xFF == 0 { 24 } else { 16 };
+                    32 + (1usize << (word(keys + 9) & 0x3F)) + entry * usable(size)
+                }
+                false => {
+                    let index = match size {
+                        0..0x100 => 1,
+                        0x100..0x1_0000 => 2,
+                        0x1_0000..0x1_0000_0000 => 4,
+                        _ => 8,
+                    };
+                    40 + index * size + 24 * usable(size)
+                }
+            };
+            [Buffer { address: keys as u64, bytes: bytes as u64 }, none]
+        }
+    }
+
+    /// The values of an object's attributes that are kept without a dict (3.11 and later), 0 where there are none.
+    unsafe fn values(&self, object: usize, shape: &Shape) -> usize {
+        if shape.flags & flag::MANAGED_DICT == 0 {
+            return 0;
+        }
+        unsafe {
+            match self.layout.minor {
+                11 => word(object - 32),
+                // A union: the lowest bit says that it is values.
+                12 => match word(object - 24) {
+                    values if values & 1 == 1 => values + 1,
+                    _ => 0,
+                },
+                13.. if shape.flags & flag::INLINE_VALUES != 0 => {
+                    let values = object + shape.basic;
+                    if *((values + 3) as *const u8) != 0 { values + 8 } else { 0 }
+                }
+                _ => 0,
+            }
+        }
+    }
+
+    /// The dict of an object's attributes, 0 where there is none.
+    unsafe fn dict(&self, object: usize, shape: &Shape) -> usize {
+        unsafe {
+            if shape.flags & flag::MANAGED_DICT != 0 && self.layout.minor >= 11 {
+                let dict = word(object - 24);
+                return if dict & 1 == 0 { dict } else { 0 };
+            }
+            let offset = match shape.dict_offset {
+                0 => return 0,
+                // Counted from the end of an object whose size differs (subclasses of tuple and int).
+                offset @ ..0 if shape.item != 0 => {
+                    (shape.basic + items(object) * shape.item).next_multiple_of(8) as isize + offset
+                }
+                ..0 => return 0,
+                offset => offset,
+            };
+            word(object.wrapping_add_signed(offset))
+        }
+    }
+
+    /// What an object's references are called, each with the object that it leads to: attributes, slots, variables.
+    /// `members` are those of the type, see [`Objects::members`].
+    pub(crate) unsafe fn names(
+        &self,
+        object: usize,
+        shape: &Shape,
+        members: &[(usize, usize)],
+        mut found: impl FnMut(usize, Word),
+    ) {
+        unsafe {
+            for (offset, name) in members {
+                found(word(object + offset), Word::C(*name));
+            }
+            let dict_word = Word::C(DICT.as_ptr() as usize);
+            match shape.kind {
+                // md_dict
+                Kind::Module => found(word(object + 16), dict_word),
+                // tp_dict
+                Kind::Type => found(word(object + 264), dict_word),
+                Kind::BytesIo => found(word(object + 16), Word::C(BUFFER.as_ptr() as usize)),
+                Kind::Frame | Kind::Generator => self.variables(object, shape.kind, &mut found),
+                _ => {}
+            }
+            found(self.dict(object, shape), dict_word);
+            let values = self.values(object, shape);
+            let keys = if values == 0 { 0 } else { word(type_of(object) + self.offsets.type_keys) };
+            if keys != 0 {
+                // Entries are key and value; shared keys have at most 30.
+                let entries = keys + 32 + (1usize << (word(keys + 9) & 0x3F));
+                for index in 0..word(keys + 24).min(64) {
+                    found(word(values + 8 * index), Word::Text(word(entries + 16 * index)));
+                }
+            }
+        }
+    }
+
+    /// The local variables of a frame, or of a generator that has not ended.
+    unsafe fn variables(&self, object: usize, kind: Kind, found: &mut impl FnMut(usize, Word)) {
+        unsafe {
+            let frame = match (kind, self.layout.minor) {
+                (Kind::Frame, ..11) => object,
+                // f_frame
+                (Kind::Frame, _) => word(object + 24),
+                // The generator's frame is an object of its own.
+                (_, ..11) => return,
+                _ if *((object + self.offsets.generator_state) as *const i8) >= 4 => return,
+                _ => object + self.offsets.generator_frame,
+            };
+            if frame == 0 {
+                return;
+            }
+            let code = word(frame + self.layout.frame_code);
+            if code == 0 {
+                return;
+            }
+            let names = word(code + self.offsets.code_names);
+            for index in 0..items(names).min(256) {
+                found(word(frame + self.offsets.frame_locals + 8 * index), Word::Text(word(names + 24 + 8 * index)));
+            }
+        }
+    }
+
+    /// The code object whose name a frame has, 0 where it has none.
+    unsafe fn code_of(&self, object: usize, kind: Kind) -> usize {
+        unsafe {
+            match (kind, self.layout.minor) {
+                (Kind::Code, _) => object,
+                (_, ..11) => word(object + self.layout.frame_code),
+                _ => match word(object + 24) {
+                    0 => 0,
+                    frame => word(frame + self.layout.frame_code),
+                },
+            }
+        }
+    }
+
+    /// The parts of what an object is called, to be joined by a dot.
+    pub(crate) unsafe fn label(&self, object: usize, shape: &Shape) -> [usize; 2] {
+        unsafe {
+            match shape.kind {
+                // md_name
+                Kind::Module => [0, word(object + 48)],
+                Kind::Function => {
+                    [word(object + self.offsets.function_module), word(object + self.offsets.function_name)]
+                }
+                Kind::Generator => [0, word(object + self.offsets.generator_name)],
+                Kind::Code | Kind::Frame => match self.code_of(object, shape.kind) {
+                    0 => [0, 0],
+                    code => [0, word(code + self.layout.code_function)],
+                },
+                Kind::Type if word(object + 168) as u64 & flag::HEAP_TYPE != 0 => {
+                    [0, word(object + self.offsets.type_name)]
+                }
+                _ => [0, 0],
+            }
+        }
+    }
+
+    /// `tp_dict` of a heap type, in which its `__module__` is.
+    pub(crate) unsafe fn class_dict(&self, object: usize, shape: &Shape) -> usize {
+        let is_class = shape.kind == Kind::Type && unsafe { word(object + 168) } as u64 & flag::HEAP_TYPE != 0;
+        if is_class { unsafe { word(object + 264) } } else { 0 }
+    }
+
+    /// Items that it holds.
+    pub(crate) unsafe fn length(&self, object: usize, shape: &Shape) -> Option<u64> {
+        unsafe {
+            match shape.kind {
+                Kind::List | Kind::Tuple | Kind::Deque | Kind::Dict => Some(items(object) as u64),
+                // used
+                Kind::Set => Some(word(object + 24) as u64),
+                _ => None,
+            }
+        }
+    }
+
+    /// Items that it holds at most.
+    pub(crate) unsafe fn bound(&self, object: usize, shape: &Shape) -> Option<u64> {
+        unsafe {
+            match shape.kind {
+                // maxsize, -1 for none
+                Kind::LruCache => u64::try_from(word(object + 96) as isize).ok(),
+                // maxlen, -1 for none
+                Kind::Deque => u64::try_from(word(object + 64) as isize).ok(),
+                _ => None,
+            }
+        }
+    }
+
+    /// A `str`'s text, as much of it as fits.
+    pub(crate) unsafe fn text<'b>(&self, object: usize, buffer: &'b mut [u8]) -> &'b [u8] {
+        unsafe { super::text::string(self.layout, object, buffer) }
+    }
+
+    /// Is it a `str`?
+    pub(crate) unsafe fn is_text(&self, object: usize) -> bool {
+        object != 0 && unsafe { word(type_of(object) + 168) } as u64 & flag::UNICODE != 0
+    }
+
+    /// The members that a type's objects hold objects in: offset and name, those of its bases too.
+    pub(crate) unsafe fn members(&self, of: usize, mut found: impl FnMut(usize, usize)) {
+        /// `PyMemberDef`: name, type, offset, flags, doc.
+        const MEMBER_BYTES: usize = 40;
+        const T_OBJECT: u32 = 6;
+        const T_OBJECT_EX: u32 = 16;
+        const RELATIVE_OFFSET: u32 = 8;
+        unsafe {
+            let mut base = of;
+            while base != 0 {
+                let mut member = word(base + 240);
+                while member != 0 && word(member) != 0 {
+                    let is_object = matches!(half(member + 8), T_OBJECT | T_OBJECT_EX);
+                    if is_object && half(member + 24) & RELATIVE_OFFSET == 0 {
+                        found(word(member + 16), word(member));
+                    }
+                    member += MEMBER_BYTES;
+                }
+                base = word(base + 256);
+            }
+        }
+    }
+}
+
+/// What a type's flags, or its name or that of one of its bases, say.
+///
+/// # Safety
+/// A live type.
+unsafe fn kind(of: usize, flags: u64) -> Kind {
+    let by_flag = [
+        (flag::LONG, Kind::Integer),
+        (flag::LIST, Kind::List),
+        (flag::TUPLE, Kind::Tuple),
+        (flag::BYTES, Kind::Bytes),
+        (flag::UNICODE, Kind::Text),
+        (flag::DICT, Kind::Dict),
+        (flag::TYPE, Kind::Type),
+    ];
+    if let Some((_, kind)) = by_flag.iter().find(|(flag, _)| flags & flag != 0) {
+        return *kind;
+    }
+    let mut base = of;
+    while base != 0 {
+        // SAFETY: the caller's promise; bases live as long as the type. A class of the same name that was made in Python
+        // is none of these: its `tp_name` has no module, so only the names of builtins could be mistaken, and their
+        // bases are asked only where the type is CPython's own.
+        unsafe {
+            let is_own = word(base + 168) as u64 & flag::HEAP_TYPE == 0 || type_name(base).to_bytes().contains(&b'.');
+            let name = type_name(base);
+            if let Some((_, kind)) = NAMED.iter().find(|(known, _)| is_own && *known == name) {
+                return *kind;
+            }
+            base = word(base + 256);
+        }
+    }
+    Kind::Other
+}
+
+/// `Py_SIZE`, whose sign is an integer's; 0 where it can be none.
+///
+/// # Safety
+/// A live object with at least 24 bytes.
+pub(crate) unsafe fn items(object: usize) -> usize {
+    // SAFETY: the caller's promise.
+    let items = unsafe { word(object + 16) as isize }.unsigned_abs();
+    if items < MOST_ITEMS { items } else { 0 }
+}
+
+/// Entries that a key table of so many cells has room for: two thirds.
+fn usable(cells: usize) -> usize {
+    (cells << 1) / 3
+}
+
+/// Bytes in front of the values of an object's attributes in 3.11 and 3.12: the byte before them says so.
+///
+/// # Safety
+/// Such values.
+unsafe fn before_values(values: usize) -> usize {
+    // SAFETY: the caller's promise.
+    usize::from(unsafe { *((values - 1) as *const u8) })
+}
+
+/// Bytes of a block of a deque: two links and 64 items.
+const DEQUE_BLOCK: usize = 528;
+
+/// # Safety
+/// A live deque.
+unsafe fn deque_blocks(object: usize) -> usize {
+    // SAFETY: the caller's promise. leftindex says where the items begin in the first block.
+    unsafe { (word(object + 40) + items(object)).div_ceil(64).max(1) }
+}
+
+/// PyArrayObject: data, nd, dimensions, strides, base, descr, flags. What it owns is as long as its longest dimension.
+///
+/// # Safety
+/// A live `numpy.ndarray`.
+unsafe fn numpy_buffer(object: usize) -> Buffer {
+    const OWNDATA: u32 = 4;
+    // SAFETY: the caller's promise; there are `nd` dimensions and strides.
+    unsafe {
+        let (dimensions, strides) = (word(object + 32), word(object + 40));
+        if half(object + 64) & OWNDATA == 0 {
+            return Buffer::default();
+        }
+        let along = |axis: usize| {
+            (word(dimensions + 8 * axis) as isize).saturating_mul(word(strides + 8 * axis) as isize).unsigned_abs()
+        };
+        let bytes = (0..half(object + 24).min(64) as usize).map(along).max().unwrap_or(8);
+        Buffer { address: word(object + 16) as u64, bytes: bytes as u64 }
+    }
+}

@@ -1,0 +1,280 @@
+//! Answers the command's calls for a heap snapshot: a thread of the agent's waits for them, takes the GIL, and makes a
+//! copy of the process that does the rest (`child`, `walk`).
+//!
+//! Why a thread: an idle server runs no code of ours. It sleeps in the kernel until a call comes, has all signals blocked
+//! and a small stack, and is started by a process's first request, so that a server that only forks workers has none.
+//!
+//! Why with the GIL: whoever has it knows that every other thread of Python's stands where threads are switched, so that
+//! all objects are whole. It is taken with a thread state that is made for the purpose. Making one takes a lock of
+//! CPython's which, if another thread forks just then, stays locked in the child for good (3.9 and 3.10 take it before they
+//! make it anew); so a fork waits for that moment to pass.
+
+mod child;
+mod memory;
+mod walk;
+
+use crate::python::api::{self, Api};
+use crate::python::{self, collector_lists};
+use crate::{clock, recorder, table};
+use child::Task;
+use leakline_table::layout::{HEADER_BYTES, Header, SnapshotCall};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// The thread of this process has been started, or will not be.
+static STARTED: AtomicBool = AtomicBool::new(false);
+/// A thread state is being made, or a fork is under way.
+static LINKING: AtomicBool = AtomicBool::new(false);
+/// The thread wants the GIL or has it.
+static BUSY: AtomicBool = AtomicBool::new(false);
+/// The interpreter is ending: nobody may ask for the GIL any more.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+/// The agent leaves the process: the thread is to end.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+/// Where the thread waits, null while there is none.
+static CALL: AtomicPtr<SnapshotCall> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Bytes of the thread's stack; the child walks on a copy of it.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Waits for calls from now on, in a thread. Called with the GIL held, at every request; only the first one does anything.
+#[inline]
+pub(crate) fn listen() {
+    if !STARTED.load(Ordering::Relaxed) {
+        start();
+    }
+}
+
+#[cold]
+fn start() {
+    STARTED.store(true, Ordering::Relaxed);
+    if collector_lists().contains(&0) {
+        return;
+    }
+    // A mapping of the thread's own: the table's goes when the agent leaves the process, and the thread does not wait.
+    let Some(header) = table::map_header() else { return };
+    // SAFETY: a place within the header's page.
+    let call = unsafe { &raw mut (*header).snapshot };
+    LEAVING.store(false, Ordering::Relaxed);
+    CALL.store(call, Ordering::Release);
+    // SAFETY: a thread with all signals blocked, since it inherits the mask of the one that starts it; its argument is a
+    // mapping that only it takes away. Where no thread can be had, snapshots can't either.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        let mut thread: libc::pthread_t = 0;
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        if libc::pthread_attr_init(&mut attributes) == 0 {
+            libc::pthread_attr_setstacksize(&mut attributes, STACK_BYTES);
+            libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
+            libc::pthread_create(&mut thread, &attributes, answer_calls, header.cast());
+            libc::pthread_attr_destroy(&mut attributes);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+    }
+}
+
+/// Before a fork: waits until no thread state is being made.
+pub(crate) fn hold() {
+    while LINKING.swap(true, Ordering::Acquire) {
+        // SAFETY: has no preconditions.
+        unsafe { libc::sched_yield() };
+    }
+}
+
+/// Ends [`hold`] in the parent.
+pub(crate) fn let_go() {
+    LINKING.store(false, Ordering::Release);
+}
+
+/// In a forked child, which has no thread of ours.
+pub(crate) fn begin_anew() {
+    for flag in [&LINKING, &STARTED, &BUSY] {
+        flag.store(false, Ordering::Release);
+    }
+    CALL.store(std::ptr::null_mut(), Ordering::Release);
+}
+
+/// The agent leaves the process: ends the thread, if need be after the snapshot that it makes just now.
+pub(crate) fn leave() {
+    LEAVING.store(true, Ordering::SeqCst);
+    let call = Call(CALL.load(Ordering::Acquire));
+    if !call.0.is_null() {
+        wake(call.wanted());
+    }
+}
+
+fn wake(word: &AtomicU32) {
+    // SAFETY: the kernel looks who waits at this address; it may be gone by now.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// The interpreter is about to end: waits until the thread has let go of the GIL, and keeps it from asking again. A thread
+/// that asks for it later would be ended by CPython in the middle of our code.
+///
+/// # Safety
+/// The GIL is held.
+pub(crate) unsafe fn close(api: &Api) {
+    CLOSED.store(true, Ordering::SeqCst);
+    if !BUSY.load(Ordering::SeqCst) {
+        return;
+    }
+    // SAFETY: the caller holds the GIL, and gets it back.
+    unsafe {
+        let thread = (api.save_thread)();
+        while BUSY.load(Ordering::SeqCst) {
+            libc::usleep(1000);
+        }
+        (api.restore_thread)(thread);
+    }
+}
+
+/// The fields of a [`SnapshotCall`] that two processes touch.
+struct Call(*mut SnapshotCall);
+
+impl Call {
+    fn word(&self, field: impl FnOnce(*mut SnapshotCall) -> *mut u32) -> &AtomicU32 {
+        // SAFETY: an aligned word of the table, which stays mapped; all who touch it do so atomically.
+        unsafe { AtomicU32::from_ptr(field(self.0)) }
+    }
+
+    fn wanted(&self) -> &AtomicU32 {
+        // SAFETY: the field of a place that is valid; nothing is read.
+        self.word(|call| unsafe { &raw mut (*call).wanted })
+    }
+
+    fn answered(&self) -> &AtomicU32 {
+        // SAFETY: as above.
+        self.word(|call| unsafe { &raw mut (*call).answered })
+    }
+
+    fn answer(&self, wanted: u32, pause_ns: u64, error: u32) {
+        // SAFETY: as above.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*self.0).pause_ns).store(pause_ns, Ordering::Relaxed);
+            self.word(|call| &raw mut (*call).error).store(error, Ordering::Relaxed);
+        }
+        self.answered().store(wanted, Ordering::Release);
+        wake(self.answered());
+    }
+}
+
+/// The thread's life.
+extern "C" fn answer_calls(header: *mut c_void) -> *mut c_void {
+    // SAFETY: a place within the header's page, which stays mapped until this thread ends.
+    let call = Call(unsafe { &raw mut (*header.cast::<Header>()).snapshot });
+    // SAFETY: as in `answered`.
+    let listening = call.word(|call| unsafe { &raw mut (*call).listening });
+    listening.store(1, Ordering::Release);
+    if let Some(api) = api::get() {
+        while !LEAVING.load(Ordering::SeqCst) && !CLOSED.load(Ordering::SeqCst) {
+            answer_call(api, &call);
+        }
+    }
+    listening.store(0, Ordering::Release);
+    CALL.store(std::ptr::null_mut(), Ordering::Release);
+    // SAFETY: the mapping is this thread's own, and nothing of it is used from here on.
+    unsafe { libc::munmap(header, HEADER_BYTES) };
+    // An agent that has come back meanwhile starts a new thread at its next request.
+    STARTED.store(false, Ordering::Release);
+    std::ptr::null_mut()
+}
+
+/// Waits to be woken, and answers the call if it is one.
+fn answer_call(api: &Api, call: &Call) {
+    let wanted = call.wanted().load(Ordering::Acquire);
+    if wanted == call.answered().load(Ordering::Relaxed) {
+        let no_timeout = std::ptr::null::<libc::timespec>();
+        // SAFETY: the kernel compares the word and sleeps; it wakes us when somebody has raised it.
+        unsafe { libc::syscall(libc::SYS_futex, call.wanted().as_ptr(), libc::FUTEX_WAIT, wanted, no_timeout) };
+        return;
+    }
+    BUSY.store(true, Ordering::SeqCst);
+    if CLOSED.load(Ordering::SeqCst) {
+        return BUSY.store(false, Ordering::SeqCst);
+    }
+    // SAFETY: this is a thread of its own, without a thread state, and the interpreter is not ending.
+    let copied = unsafe { copy(api, call) };
+    BUSY.store(false, Ordering::SeqCst);
+    match copied {
+        Copied { pid: 0, errno, .. } => call.answer(wanted, 0, 256 + errno),
+        // SAFETY: this thread's own child.
+        Copied { pid, pause_ns, .. } => call.answer(wanted, pause_ns, unsafe { outcome(pid) }),
+    }
+}
+
+/// What came of the copy.
+struct Copied {
+    /// 0 where there is none.
+    pid: i32,
+    errno: u32,
+    pause_ns: u64,
+}
+
+/// Copies the process with the GIL held. In the copy this does not return.
+///
+/// # Safety
+/// The calling thread has no thread state; the interpreter is not ending.
+unsafe fn copy(api: &Api, call: &Call) -> Copied {
+    let mut file = table::heap_path();
+    let mut unfinished = table::heap_path();
+    unfinished.put(b".part");
+    let (Some(path), Some(unfinished)) = (file.c_str(), unfinished.c_str()) else {
+        return Copied { pid: 0, errno: libc::ENAMETOOLONG as u32, pause_ns: 0 };
+    };
+    // SAFETY: a state of this thread's own, made, used and deleted here. The rest are system calls.
+    unsafe {
+        hold();
+        let thread = (api.thread_state_new)((api.interpreter_main)());
+        let_go();
+        if thread.is_null() {
+            return Copied { pid: 0, errno: libc::ENOMEM as u32, pause_ns: 0 };
+        }
+        (api.restore_thread)(thread);
+        let task = Task {
+            api,
+            path,
+            unfinished,
+            most_bytes: (*call.0).most_bytes,
+            most_seconds: (*call.0).most_seconds,
+            header: child::header(
+                libc::getpid() as u32,
+                table::process_start_ticks(),
+                recorder::write(|writer| writer.requests()).unwrap_or(0),
+                python::collector_head(),
+            ),
+        };
+        let began_ns = clock::monotonic_ns();
+        // Neither SIGCHLD nor anything shared: whoever waits for children of the server's own does not see this one.
+        let pid = libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) as i32;
+        if pid == 0 {
+            child::run(task);
+        }
+        let pause_ns = clock::monotonic_ns() - began_ns;
+        let errno = *libc::__errno_location() as u32;
+        (api.thread_state_clear)(thread);
+        (api.thread_state_delete_current)();
+        Copied { pid: pid.max(0), errno, pause_ns }
+    }
+}
+
+/// Waits for the child, which ends itself in time. Returns its exit code, or 128 and the signal.
+///
+/// # Safety
+/// A child of this process that nobody else waits for.
+unsafe fn outcome(pid: i32) -> u32 {
+    let mut status = 0;
+    // SAFETY: a system call; __WALL, because the child sends no SIGCHLD.
+    while unsafe { libc::waitpid(pid, &mut status, libc::__WALL) } < 0 {
+        // SAFETY: the location of errno is always readable.
+        if unsafe { *libc::__errno_location() } != libc::EINTR {
+            return 256 + libc::ECHILD as u32;
+        }
+    }
+    match libc::WIFEXITED(status) {
+        true => libc::WEXITSTATUS(status) as u32,
+        false => 128 + libc::WTERMSIG(status) as u32,
+    }
+}

@@ -1,0 +1,186 @@
+//! The memory of the child that writes a snapshot: mappings of its own, since malloc's locks may be held by threads that
+//! the child does not have.
+
+use super::child::end;
+use leakline_table::heap::Ending;
+
+/// A growing array in a mapping of its own.
+pub(super) struct Growing<T> {
+    start: *mut T,
+    length: usize,
+    capacity: usize,
+}
+
+impl<T: Copy> Growing<T> {
+    /// An empty one.
+    pub(super) fn new() -> Self {
+        Self { start: std::ptr::null_mut(), length: 0, capacity: 0 }
+    }
+
+    pub(super) fn push(&mut self, value: T) {
+        if self.length == self.capacity {
+            self.reserve((self.capacity * 2).max((64 << 10) / size_of::<T>()));
+        }
+        // SAFETY: there is room for one more.
+        unsafe { self.start.add(self.length).write(value) };
+        self.length += 1;
+    }
+
+    pub(super) fn pop(&mut self) -> Option<T> {
+        self.length = self.length.checked_sub(1)?;
+        // SAFETY: the value was pushed before; T is Copy.
+        Some(unsafe { self.start.add(self.length).read() })
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    /// Makes it `count` longer; what is new is zero, as the kernel gives it.
+    pub(super) fn extend_zeroed(&mut self, count: usize) {
+        let length = self.length + count;
+        if length > self.capacity {
+            self.reserve(length.max(self.capacity * 2));
+        }
+        self.length = length;
+    }
+
+    fn reserve(&mut self, capacity: usize) {
+        let bytes = |count: usize| (count * size_of::<T>()).next_multiple_of(4096);
+        // SAFETY: a mapping that only this array knows; mremap keeps what it holds.
+        let start = unsafe {
+            match self.capacity {
+                0 => libc::mmap(
+                    std::ptr::null_mut(),
+                    bytes(capacity),
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                ),
+                before => libc::mremap(self.start.cast(), bytes(before), bytes(capacity), libc::MREMAP_MAYMOVE),
+            }
+        };
+        if start == libc::MAP_FAILED {
+            end(Ending::NoMemory);
+        }
+        (self.start, self.capacity) = (start.cast(), capacity);
+    }
+}
+
+impl<T> Drop for Growing<T> {
+    fn drop(&mut self) {
+        if self.capacity > 0 {
+            // SAFETY: the mapping is this array's alone.
+            unsafe { libc::munmap(self.start.cast(), (self.capacity * size_of::<T>()).next_multiple_of(4096)) };
+        }
+    }
+}
+
+impl<T> std::ops::Deref for Growing<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match self.length {
+            0 => &[],
+            // SAFETY: so many values were written, or are zero.
+            length => unsafe { std::slice::from_raw_parts(self.start, length) },
+        }
+    }
+}
+
+impl<T> std::ops::DerefMut for Growing<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self.length {
+            0 => &mut [],
+            // SAFETY: as above.
+            length => unsafe { std::slice::from_raw_parts_mut(self.start, length) },
+        }
+    }
+}
+
+/// From addresses (never 0) to numbers: open addressing, at most half full.
+pub(super) struct Map {
+    cells: Growing<(usize, u32)>,
+    used: usize,
+}
+
+impl Map {
+    pub(super) fn new() -> Self {
+        let mut cells = Growing::new();
+        cells.extend_zeroed(1 << 12);
+        Self { cells, used: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.used
+    }
+
+    pub(super) fn get(&self, key: usize) -> Option<u32> {
+        let (found, value) = self.cells[self.cell(key)];
+        (found == key).then_some(value)
+    }
+
+    pub(super) fn insert(&mut self, key: usize, value: u32) {
+        if 2 * self.used >= self.cells.len() {
+            let mut larger = Self { cells: Growing::new(), used: 0 };
+            larger.cells.extend_zeroed(2 * self.cells.len());
+            for &(key, value) in self.cells.iter().filter(|(key, _)| *key != 0) {
+                larger.insert(key, value);
+            }
+            *self = larger;
+        }
+        let at = self.cell(key);
+        self.used += usize::from(self.cells[at].0 != key);
+        self.cells[at] = (key, value);
+    }
+
+    /// Where the key is, or would be.
+    fn cell(&self, key: usize) -> usize {
+        let mask = self.cells.len() - 1;
+        // Fibonacci hashing: the upper bits of the product depend on all bits of the key (Knuth 6.4).
+        let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) & mask;
+        while self.cells[at].0 != 0 && self.cells[at].0 != key {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+}
+
+/// A set of addresses that are multiples of eight: a bit for each eight bytes of the stretches that hold any, which is
+/// 1.6 % of what the objects take.
+pub(super) struct Seen {
+    stretches: Map,
+    bits: Growing<u64>,
+    /// The stretch that was asked for last and its number: most objects refer to some nearby.
+    last: (usize, u32),
+}
+
+/// Bytes of a stretch, as a power of two.
+const STRETCH_SHIFT: u32 = 18;
+/// Words of bits for a stretch.
+const STRETCH_WORDS: usize = 1 << (STRETCH_SHIFT - 3 - 6);
+
+impl Seen {
+    pub(super) fn new() -> Self {
+        Self { stretches: Map::new(), bits: Growing::new(), last: (0, 0) }
+    }
+
+    /// Adds an address. True where it was not in the set.
+    pub(super) fn add(&mut self, address: usize) -> bool {
+        let stretch = address >> STRETCH_SHIFT;
+        if self.last.0 != stretch || stretch == 0 {
+            let number = self.stretches.get(stretch + 1).unwrap_or_else(|| {
+                let number = self.stretches.len() as u32;
+                self.stretches.insert(stretch + 1, number);
+                self.bits.extend_zeroed(STRETCH_WORDS);
+                number
+            });
+            self.last = (stretch, number);
+        }
+        let bit = (address >> 3) & ((1 << (STRETCH_SHIFT - 3)) - 1);
+        let word = &mut self.bits[self.last.1 as usize * STRETCH_WORDS + bit / 64];
+        let before = *word;
+        *word |= 1 << (bit % 64);
+        *word != before
+    }
+}

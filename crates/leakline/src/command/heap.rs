@@ -1,0 +1,192 @@
+//! `leakline heap`: from a running worker, or files, to who holds its memory.
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Global, json, print, say};
+use crate::failure::{Exit, Failure};
+use crate::heap::summary::{self, Change, Held, OfType, Summary};
+use crate::heap::{self, Graph};
+use crate::reader::printable;
+use crate::report::{count, size};
+use crate::runs::{Run, TableFile};
+use crate::target::snapshot::{self, Forecast};
+
+/// Show what is in a worker's heap, and who holds it
+///
+/// The process is copied, as by fork, and the copy writes down all objects while the server goes on. The server stands
+/// still only while it is copied: about 100 ms for a GB of resident memory, said first.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  leakline heap 4711                       objects by type, and who holds most
+  leakline heap 4711 --type app.Order      who holds the objects of a type
+  leakline heap 4711 --save monday.heap    keep the snapshot
+  leakline heap monday.heap                look at a snapshot that you kept
+  leakline heap --diff monday.heap tuesday.heap
+
+Without an object of a type, --type shows nothing. A snapshot holds names and sizes of objects, no contents.")]
+pub struct Heap {
+    /// A process of a run, or a snapshot that was saved
+    #[arg(value_name = "PID|FILE", required_unless_present = "diff")]
+    of: Option<String>,
+    /// Show who holds the objects of this type, by the name that the list of types shows
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "diff")]
+    of_type: Option<String>,
+    /// Keep the snapshot in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "diff")]
+    save: Option<PathBuf>,
+    /// Take it although the server would stand still for long, or little memory is free
+    #[arg(long, conflicts_with = "diff")]
+    despite_limits: bool,
+    /// Show what has grown from one snapshot to another
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], conflicts_with = "of")]
+    diff: Option<Vec<PathBuf>>,
+}
+
+/// The listing as JSON.
+#[derive(Serialize)]
+struct Listing {
+    schema: u32,
+    /// How long the server stood still, seconds; null for a file.
+    pause_seconds: Option<f64>,
+    #[serde(flatten)]
+    summary: Summary,
+    /// Who holds the objects of the type that was asked for; null where none was.
+    of_type: Option<Vec<Held>>,
+}
+
+#[derive(Serialize)]
+struct Difference {
+    schema: u32,
+    types: Vec<Change>,
+    holders: Vec<Change>,
+}
+
+/// Rows of a table.
+const ROWS: usize = 15;
+
+impl Heap {
+    /// Prints the listing.
+    pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
+        let text = match &self.diff {
+            Some(files) => difference(&files[0], &files[1], global)?,
+            None => self.listing(global)?,
+        };
+        print(&text)?;
+        Ok(Exit::Done.into())
+    }
+
+    fn listing(&self, global: &Global) -> Result<String, Failure> {
+        let of = self.of.as_deref().unwrap_or_default();
+        let (path, pause) = match of.parse() {
+            Ok(pid) => {
+                let taken = self.take(&worker(&global.runs()?.of_pid(pid)?, pid)?)?;
+                (taken.path, Some(taken.pause))
+            }
+            Err(_) => (PathBuf::from(of), None),
+        };
+        let graph = heap::open(&path)?;
+        if let Some(file) = &self.save {
+            std::fs::copy(&path, file).map_err(|error| Failure::io("write", file, &error))?;
+        }
+        let summary = Summary::of(&graph);
+        let of_type = self.of_type.as_deref().map(|name| summary::holders_of_type(&graph, name));
+        let listing = Listing { schema: 1, pause_seconds: pause, summary, of_type };
+        Ok(if global.json { json(&listing) } else { listing.text() })
+    }
+
+    fn take(&self, table: &TableFile) -> Result<snapshot::Taken, Failure> {
+        let pid = table.process.pid;
+        if let Some(forecast) = Forecast::of(table) {
+            let free = forecast.headroom.map_or("an unknown share".to_owned(), |free| format!("{:.0} %", free * 100.0));
+            let resident = size(forecast.resident as f64);
+            let pause = forecast.pause * 1e3;
+            say(&format!("process {pid}: {resident} resident, will stand still for about {pause:.0} ms; {free} free"));
+            if let (Some(objection), false) = (forecast.objection(), self.despite_limits) {
+                let what = format!("no snapshot of process {pid} was taken: {objection}");
+                return Err(Failure::new(Exit::Error, what, "insist with --despite-limits"));
+            }
+        }
+        let taken = snapshot::take(table)?;
+        say(&format!("process {pid} stood still for {:.1} ms", taken.pause * 1e3));
+        Ok(taken)
+    }
+}
+
+/// The process itself where it has a table, else the worker of its run that has served most.
+fn worker(run: &Run, pid: u32) -> Result<TableFile, Failure> {
+    let alive = || run.tables.iter().filter(|table| table.process.is_alive());
+    let requests = |table: &&TableFile| crate::reader::header(&table.path).map_or(0, |header| header.requests);
+    let chosen = alive().find(|table| table.process.pid == pid).or_else(|| alive().max_by_key(requests));
+    chosen.cloned().ok_or_else(|| {
+        let what = format!("no process of {} runs any more", run.name());
+        Failure::new(Exit::NoTable, what, "see which processes run with `leakline list`")
+    })
+}
+
+fn difference(before: &Path, after: &Path, global: &Global) -> Result<String, Failure> {
+    let [before, after] = [before, after].map(|path| heap::open(path).map(|graph: Graph| Summary::of(&graph)));
+    let (before, after) = (before?, after?);
+    let difference = Difference {
+        schema: 1,
+        types: summary::growth_by_type(&before, &after),
+        holders: summary::growth_by_holder(&before, &after),
+    };
+    Ok(if global.json { json(&difference) } else { difference.text() })
+}
+
+impl Listing {
+    fn text(&self) -> String {
+        let summary = &self.summary;
+        let mut text = format!(
+            "{} objects, {} references, {} (CPython {}, process {})\n\n",
+            count(summary.objects),
+            count(summary.references),
+            size(summary.bytes as f64),
+            summary.python,
+            summary.pid,
+        );
+        write_types(&mut text, &summary.types);
+        let (title, holders) = match &self.of_type {
+            Some(held) => ("held by", held),
+            None => ("who holds most", &summary.holders),
+        };
+        text += &format!("\n  {:>10} {:>10}  {title}\n", "objects", "retained");
+        for held in holders {
+            let (objects, bytes) = (count(held.objects), size(held.retained_bytes as f64));
+            text += &format!("  {objects:>10} {bytes:>10}  {}\n", held.text);
+        }
+        text
+    }
+}
+
+fn write_types(text: &mut String, types: &[OfType]) {
+    *text += &format!("  {:>10} {:>10}  type\n", "objects", "bytes");
+    for of in types.iter().take(ROWS) {
+        let (objects, bytes) = (count(of.objects), size(of.bytes as f64));
+        writeln!(text, "  {objects:>10} {bytes:>10}  {}", printable(&of.name)).expect("a String takes what is written");
+    }
+    if types.len() > ROWS {
+        writeln!(text, "  {:>10} {:>10}  and {} types more", "", "", types.len() - ROWS).expect("as above");
+    }
+}
+
+impl Difference {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (title, changes) in [("type", &self.types), ("holder", &self.holders)] {
+            text += &format!("  {:>10} {:>10}  {title}\n", "objects", "bytes");
+            for change in changes.iter().take(ROWS) {
+                let sign = if change.bytes < 0 { "-" } else { "+" };
+                let bytes = format!("{sign}{}", size(change.bytes.unsigned_abs() as f64));
+                text += &format!("  {:>+10} {bytes:>10}  {}\n", change.objects, printable(&change.what));
+            }
+            text += "\n";
+        }
+        text
+    }
+}

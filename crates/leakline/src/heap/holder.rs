@@ -1,0 +1,63 @@
+//! From the survivors of a finding to the container that holds most of them.
+use super::graph::{Graph, Node};
+use super::words::{entries, words};
+
+/// What holds the memory of a finding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// The way to it, the root first.
+    pub path: Vec<String>,
+    /// The same as one text.
+    pub text: String,
+    /// The share of the survivors' bytes that it holds, 0 to 1.
+    pub share: f64,
+    /// What it will hold when it is full, bytes; `None` where nothing bounds it.
+    pub bound_bytes: Option<f64>,
+}
+
+/// A container is named where it holds more than this share of what was found in the snapshot.
+const MOST: f64 = 0.5;
+
+/// Finds the container nearest to the survivors, each given by the address of its block and the bytes that it stands for.
+/// `None` where none of them belongs to an object of the snapshot.
+pub fn holder(graph: &Graph, survivors: &[(u64, f64)]) -> Option<Holder> {
+    let mut held = vec![0.0; graph.heap.objects.len()];
+    let mut all = 0.0;
+    for &(address, weight) in survivors {
+        if let Some((node, block)) = graph.owner(address) {
+            // A block that has grown since it was sampled stands for all of itself.
+            let weight = weight.max(block as f64);
+            held[node.0 as usize] += weight;
+            all += weight;
+        }
+    }
+    for node in graph.by_distance().rev() {
+        if let Some(before) = graph.before(node) {
+            held[before.0 as usize] += held[node.0 as usize];
+        }
+    }
+    // Those with more than half lie on one way, so the one farthest from the root is behind all others.
+    let nearest = graph.by_distance().rev().find(|node| held[node.0 as usize] > all * MOST)?;
+    let nearest = container(graph, nearest);
+    let words = words(graph, nearest);
+    let share = held[nearest.0 as usize] / all;
+    Some(Holder { path: words.path, text: words.text, share, bound_bytes: bound(graph, nearest) })
+}
+
+/// The dict of an object's attributes says less than the object.
+fn container(graph: &Graph, node: Node) -> Node {
+    let is_attributes = |before: &Node| {
+        let is_dict = |name: u32| graph.heap.names[name as usize] == "__dict__";
+        graph.edges(*before).any(|(edge, target)| target == node && edge.name.is_some_and(is_dict))
+    };
+    graph.before(node).filter(is_attributes).unwrap_or(node)
+}
+
+/// What the first bounded container on the way holds when it is full: as many items as it may have, each as large as those
+/// that it has are on average.
+fn bound(graph: &Graph, node: Node) -> Option<f64> {
+    let ways = std::iter::successors(Some(node), |node| graph.before(*node));
+    let bounded = ways.into_iter().find(|node| graph.object(*node).bound.is_some())?;
+    let items = entries(graph, bounded).filter(|items| *items > 0)?;
+    Some(graph.retained(bounded) as f64 / items as f64 * graph.object(bounded).bound? as f64)
+}
