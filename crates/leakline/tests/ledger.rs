@@ -58,3 +58,40 @@ fn the_ledger_agrees_with_the_allocators() {
     check("3.13", 3);
     check("system", 7);
 }
+
+/// Processor time of this thread, ms.
+fn busy_ms() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
+}
+
+/// Prints what a look costs: `cargo test -p leakline --release --test ledger -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures time for ARCHITECTURE.md"]
+fn cost() {
+    const KEEPS: &str = "
+import sys
+kept = [b'x' * (700 + n % 99) for n in range(int(sys.argv[1]) // 1100)] + [(n,) for n in range(int(sys.argv[1]) // 300)]
+print(flush=True)
+sys.stdin.readline()
+";
+    let requirements = harness::root().join("crates/leakline/tests/servers/requirements.txt");
+    let python = harness::python("3.13", &requirements).expect("this machine has CPython 3.13");
+    for bytes in [20_000_000, 100_000_000, 500_000_000] {
+        let mut command = Command::new(&python);
+        command.args(["-c", KEEPS, &bytes.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        BufReader::new(program.stdout.take().unwrap()).lines().next();
+        let mut looks: Vec<(f64, u64)> = (0..9)
+            .map(|_| {
+                let before = busy_ms();
+                let ledger = memory::look(program.id(), 13).expect("a child may be looked at").ledger;
+                (busy_ms() - before, ledger.resident / 1_000_000)
+            })
+            .collect();
+        looks.sort_by(|one, other| one.0.total_cmp(&other.0));
+        println!("{:.1} ms of processor time for {} MB resident", looks[4].0, looks[4].1);
+        drop(program.stdin.take());
+        program.wait().unwrap();
+    }
+}
