@@ -342,6 +342,15 @@ def instrument_gunicorn(module):
     worker = running(worker_class)
     if getattr(worker, "wsgi", None) is not None:
         observe(worker)
+    elif worker is not None:
+        # It is in the middle of the original `load_wsgi`.
+        run = worker.run
+
+        def observed_run():
+            observe(worker)
+            run()
+
+        replace(worker, "run", observed_run)
 
 
 def client_is_gone(error):

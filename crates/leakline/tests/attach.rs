@@ -117,6 +117,8 @@ fn check(versions: &[&str], arguments: &str, story: &Story) {
         // A server that failed must not keep the others from running.
         let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let Some(server) = start(version, story.folder, arguments) else { continue };
+        // Its worker has started.
+        server.drive_well(&plan(story.path, 5, 0));
         // Few requests and dense samples. (A list grows by an eighth of its length at a time, so that the leak of one that is
         // long already shows late.)
         under_traffic(&server, story.path, || done(&server, &["attach", "--budget", "20"]));
@@ -428,7 +430,8 @@ fn whoever_frees_a_block_is_seen() {
     let kept: f64 = truth.values().map(|bytes| *bytes as f64).sum();
     let (mut found, mut variance, mut count, mut gone) = (0.0, 0.0, 0, Vec::new());
     // Our threads are none of Python's, and nobody else's are at work.
-    let ours = table.samples.iter().filter(|sample| sample.stack.is_none());
+    let is_pythons = |stack: u32| table.stacks[stack as usize].iter().any(|frame| frame.python().is_some());
+    let ours = table.samples.iter().filter(|sample| !sample.stack.is_some_and(is_pythons));
     for sample in ours.map(|sample| &sample.record).filter(|sample| sample.flags & FLAG_SMALL == 0) {
         // What a block has grown by has no address of its own.
         let whole = truth.get(&sample.address).copied();

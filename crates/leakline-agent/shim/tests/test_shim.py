@@ -397,7 +397,7 @@ class Installing(Scratch):
             def load_wsgi(self):
                 self.wsgi = answer
 
-            def run(self, step):
+            def run(self, step=lambda: None):
                 return step()
 
         module.SyncWorker = SyncWorker
@@ -414,6 +414,15 @@ class Installing(Scratch):
         self.assertEqual([(request.path, request.outcome) for request in native.requests], [("/running", OK)])
         native.withdraw()
         self.assertEqual((vars(worker), vars(worker.cfg)), plain)
+
+        # One that has not loaded its application yet.
+        worker = SyncWorker()
+        worker.wsgi = None
+        native, namespace = worker.run(execute_shim)
+        worker.wsgi = answer
+        worker.run()
+        self.assertIsNot(worker.wsgi, answer)
+        self.assertEqual((native.name, namespace["failed"]), ("gunicorn", {}))
 
     def test_a_module_that_looks_different_stays_as_it_is(self):
         with tempfile.TemporaryDirectory() as folder:
