@@ -40,6 +40,13 @@ fn start(version: &str) -> Option<Server> {
     Some(Server::start(&command, &folder(), port))
 }
 
+/// Route, outcome and phase of the balloon that is the only finding.
+fn told(report: &Value) -> [&str; 3] {
+    let [balloon] = &report["findings"].as_array().unwrap()[..] else { panic!("not one finding: {report:#}") };
+    assert_eq!(balloon["kind"], "balloon", "{report:#}");
+    ["route", "outcome", "phase"].map(|fact| balloon[fact].as_str().unwrap_or_default())
+}
+
 /// The line of the server's that ends so.
 fn line(end: &str) -> usize {
     let text = std::fs::read_to_string(folder().join("statements.py")).unwrap();
@@ -55,9 +62,8 @@ fn check(version: &str) {
     server.terminate();
 
     let report = server.report();
-    let [balloon] = &report["findings"].as_array().unwrap()[..] else { panic!("not one finding: {report:#}") };
-    let facts = ["kind", "route", "outcome", "phase"].map(|fact| balloon[fact].as_str().unwrap_or_default());
-    assert_eq!(facts, ["balloon", "GET /statement/<int:number>", "error", "handler"], "{report:#}");
+    assert_eq!(told(&report), ["GET /statement/<int:number>", "error", "handler"], "{report:#}");
+    let balloon = &report["findings"][0];
     // Were the samples as much as 8 MiB apart, a piece would be missed with 37 % and the estimate have a deviation of
     // 27 %: twice as much is more than three deviations away.
     let peak = balloon["peak_bytes"].as_f64().unwrap();
@@ -106,13 +112,38 @@ fn a_process_that_is_killed_in_the_midst_of_a_request_tells_what_that_held() {
     server.terminate();
 
     let report = server.report();
-    let [balloon] = &report["findings"].as_array().unwrap()[..] else { panic!("not one finding: {report:#}") };
-    let facts = ["kind", "route", "outcome", "phase"].map(|fact| balloon[fact].as_str().unwrap_or_default());
-    assert_eq!(facts, ["balloon", "GET /endless/<int:number>", "any", "handler"], "{report:#}");
+    assert_eq!(told(&report), ["GET /endless/<int:number>", "any", "handler"], "{report:#}");
+    let balloon = &report["findings"][0];
     assert_eq!(balloon["killed"], json!(worker), "{report:#}");
     let held = balloon["peak_bytes"].as_f64().unwrap();
     assert!((TAKEN * 0.5..TAKEN * 2.0).contains(&held), "{report:#}");
     let line = line("# never given back");
     let stack = balloon["stack"].as_array().unwrap();
     assert!(stack.iter().any(|frame| frame["function"] == "endless" && frame["line"] == line), "{report:#}");
+}
+
+/// What an exception holds that is part of a cycle outlives its request, until the collector comes.
+#[test]
+fn what_failures_leave_in_cycles_is_told_before_and_after_the_collector_has_come() {
+    for version in ["3.8", "3.13"] {
+        let Some(mut server) = start(version) else { continue };
+        server.drive_well(&plan("/invoice/7", WELL));
+        let failed = server.drive(&plan("/invoice/0", FAILING)).sum();
+        assert_eq!(failed.statuses.get(&500), Some(&FAILING), "failures {:?}\n{}", failed.failures, server.log());
+        let report = server.report();
+        assert_eq!(told(&report), ["GET /invoice/<int:number>", "error", "handler"], "{report:#}");
+        let balloon = &report["findings"][0];
+        assert_eq!(balloon["collected"], json!(false), "{report:#}");
+        let live = balloon["live_bytes"].as_f64().unwrap() / FAILING as f64;
+        assert!((TAKEN * 0.5..TAKEN * 2.0).contains(&live), "{report:#}");
+
+        server.drive_well(&plan("/collect", 1));
+        server.terminate();
+        let report = server.report();
+        let findings = report["findings"].as_array().unwrap();
+        let balloon = findings.iter().find(|finding| finding["kind"] == "balloon").unwrap();
+        assert_eq!(balloon["collected"], json!(null), "{report:#}");
+        assert!(balloon["left_bytes"].as_f64().unwrap() > TAKEN * 0.5, "{report:#}");
+        assert!(balloon["live_bytes"].as_f64().unwrap() < TAKEN * 0.25, "{report:#}");
+    }
 }

@@ -6,7 +6,9 @@
 //!
 //! - **large**: for sure at least 16 MiB, a fifth of its process's highest resident set, and no more than that, or else
 //!   it was never resident at once. Where requests leave theirs to the collector, several add up to that fifth;
-//! - **over**: at most a quarter of it still lives, and of those like it, so that it is no leak and no cache;
+//! - **over**: at most a quarter of it still lives, and of those like it, so that it is no leak and no cache. Requests of
+//!   one outcome whose memory all lives on may have left it in cycles, as an exception does that its own frame holds: as
+//!   long as no full collection has run since, they are reported as waiting for one;
 //! - **none of start-up's**: the first request that a worker serves imports and compiles for all others;
 //! - **unusual**: eight times what half of the requests it is compared with stay below, and reached by few of them.
 //!
@@ -28,6 +30,12 @@ const LEAST_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
 const LEAST_SHARE: f64 = 0.2;
 /// At most this share of it may still live.
 const LEFT_AT_MOST: f64 = 0.25;
+/// At least this share of what waits for the collector still lives, of so many requests at least: a single one may have
+/// filled a cache.
+const WAITING_AT_LEAST: f64 = 0.75;
+const WAITING_REQUESTS: usize = 3;
+/// The most that is claimed of those, since they may as well be a leak.
+const WAITING_CONFIDENCE: f64 = 0.9;
 /// It is at least so many times what is usual.
 const TIMES_USUAL: f64 = 8.0;
 /// Of the requests that it is compared with, at most this share holds as much.
@@ -59,6 +67,8 @@ pub struct Balloon {
     pub left_bytes: f64,
     /// Estimated bytes that still live, of this request and of the others of its kind that held most.
     pub live_bytes: f64,
+    /// It was not given back yet, and no full collection has run since that could have done so.
+    pub waits: bool,
     /// The highest resident set of its process, bytes.
     pub rss_peak_bytes: u64,
     /// A request that held as many bytes is counted as one that balloons.
@@ -124,19 +134,24 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
     for outcome in [Outcome::Error, Outcome::Aborted] {
         let rest: Vec<Outcome> = Outcome::ALL.into_iter().filter(|other| *other != outcome).collect();
         let known = peaks(evidence, route, &[outcome]);
-        let Some(highest) = highest(&known) else { continue };
+        let over = highest(&known);
+        let waits = over.is_none();
+        let Some(highest) = over.or_else(|| waiting(&known)) else { continue };
         let level = level(highest.peak.bytes);
         let (reached, requests) = (heights.reached(&[outcome], level), heights.requests(&[outcome]));
         let (reached_else, requests_else) = (heights.reached(&rest, level), heights.requests(&rest));
         let chance = chance(reached, requests, reached + reached_else, requests + requests_else);
         if chance <= CHANCE && heights.is_unusual(highest.peak.bytes, level, &rest) {
-            let confidence = (1.0 - chance).min(MOST_CONFIDENCE);
-            let sockets = exchanged(evidence, &[route.to_owned()], &[outcome], &rest);
-            found.push(Balloon {
+            let told = Balloon {
                 outcome: Some(outcome),
-                confidence,
-                sockets,
+                confidence: (1.0 - chance).min(if waits { WAITING_CONFIDENCE } else { MOST_CONFIDENCE }),
+                waits,
+                sockets: exchanged(evidence, &[route.to_owned()], &[outcome], &rest),
                 ..balloon(libraries, heights, highest, &known, &rest)
+            };
+            found.push(match waits {
+                true => Balloon { live_bytes: live_bytes(evidence, route, outcome), ..told },
+                false => told,
             });
             others.retain(|other| *other != outcome);
         }
@@ -155,6 +170,33 @@ fn of_route(evidence: &Evidence, libraries: &Libraries, route: &str, heights: &H
 fn highest<'a, 'b>(known: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
     let may_be = known.iter().filter(|one| one.peak.after > 0 && one.is_large() && is_over(one, known));
     may_be.max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))
+}
+
+/// The highest of those that are large and none of start-up's and live on, where several do and no full collection has
+/// run since.
+fn waiting<'a, 'b>(known: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
+    let is_waiting = |one: &&Candidate| {
+        one.live_bytes() >= one.peak.bytes * WAITING_AT_LEAST
+            && one.worker.full_collections.iter().all(|collection| collection.requests <= one.peak.after)
+    };
+    let may_be = known.iter().filter(|one| one.peak.after > 0 && one.is_large()).filter(is_waiting);
+    let highest = may_be.clone().max_by(|one, other| one.peak.bytes.total_cmp(&other.peak.bytes))?;
+    let level = level_bytes(level(highest.peak.bytes)) as f64;
+    (may_be.filter(|other| other.peak.bytes >= level).count() >= WAITING_REQUESTS).then_some(highest)
+}
+
+/// What still lives of a route's requests of one outcome.
+fn live_bytes(evidence: &Evidence, route: &str, outcome: Outcome) -> f64 {
+    let live = evidence.workers.iter().flat_map(|worker| {
+        worker.samples.iter().filter(move |sample| match sample.owner {
+            Owner::Request(request) => {
+                request.outcome == outcome
+                    && worker.routes.get(request.route.0 as usize).is_some_and(|known| known.name == route)
+            }
+            _ => false,
+        })
+    });
+    live.fold(0.0, |sum, sample| sum + sample.weight)
 }
 
 /// Little of it lives, and of those like it: thinning drops samples, so that one alone may seem freed when it is not.
@@ -322,6 +364,7 @@ fn balloon(
         site: stack.first().cloned(),
         application: libraries.application(&stack).cloned(),
         killed: None,
+        waits: false,
         share: (peak.top_bytes / peak.bytes).min(1.0),
         sockets: vec![],
         native,
@@ -365,6 +408,7 @@ fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, H
             application: libraries.application(&stack).cloned(),
             native,
             killed: Some(worker.pid),
+            waits: false,
             share: (request.top_bytes / request.bytes).min(1.0),
             sockets: exchanged(evidence, std::slice::from_ref(&request.route), &Outcome::ALL, &Outcome::ALL),
             stack,

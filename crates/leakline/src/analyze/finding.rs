@@ -139,9 +139,12 @@ pub fn findings(evidence: &Evidence) -> Analysis {
         .map(|group| finding(evidence, &deposits, group, &groups))
         .collect();
     findings.sort_by(|one, other| other.live_bytes.total_cmp(&one.live_bytes));
+    let mut balloons = balloons(evidence);
+    // What is known to be a leak waits for nothing.
+    balloons.retain(|balloon| !balloon.waits || !findings.iter().any(|leak| leak.routes.contains(&balloon.route)));
     Analysis {
         findings,
-        balloons: balloons(evidence),
+        balloons,
         retained: retained(evidence),
         routes: totals(evidence, &deposits),
         unattributed: unattributed(evidence),

@@ -163,7 +163,8 @@ pub struct Finding {
     pub samples: Option<usize>,
     /// Requests of the route and outcome.
     pub requests: u64,
-    /// Cyclic garbage that was not collected yet is ruled out; null for a balloon.
+    /// Cyclic garbage that was not collected yet is ruled out; false for a balloon that was not given back yet while no full
+    /// collection has run; null for any other.
     pub collected: Option<bool>,
     /// The line that allocates.
     pub site: Option<Line>,
@@ -480,7 +481,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         confidence: balloon.confidence,
         samples: None,
         requests: of_outcome.map(|reached| reached.requests).sum(),
-        collected: None,
+        collected: balloon.waits.then_some(false),
         sites: site.iter().map(|line| Site { line: line.clone(), share: balloon.share }).collect(),
         site,
         application: balloon.application.as_ref().map(line),
@@ -673,6 +674,12 @@ fn balloon_summary(balloon: &Balloon) -> String {
     let bytes = super::text::size(balloon.peak_bytes);
     let condition = condition(balloon.outcome);
     let place = place(balloon.blamed.as_ref(), balloon.application.as_ref(), balloon.site.as_ref());
+    if balloon.waits {
+        return format!(
+            "A request of {}{condition} took {bytes} at once, and has not given it back as no full collection has run since{place}.",
+            balloon.route
+        );
+    }
     if let Some(pid) = balloon.killed {
         return format!(
             "A request of {} held {bytes} when process {pid} was killed in the midst of it{place}.",

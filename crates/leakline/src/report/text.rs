@@ -136,9 +136,11 @@ impl Page<'_> {
             writeln!(self.text, "      ({low} to {high}, by one request{phase})\n")?;
         } else {
             writeln!(self.text, "{verdict} takes {bytes} at once{condition}")?;
-            let given_back = match finding.left_bytes.unwrap_or_default() > peak / 2.0 {
-                true => "given back when the collector runs",
-                false => "given back when it ends",
+            let outlives = finding.left_bytes.unwrap_or_default() > peak / 2.0;
+            let given_back = match finding.collected {
+                Some(false) => "not given back yet: no full collection has run since",
+                _ if outlives => "given back when the collector runs",
+                _ => "given back when it ends",
             };
             writeln!(self.text, "      ({low} to {high}, by one request{phase}, {given_back})\n")?;
         }
@@ -168,8 +170,16 @@ impl Page<'_> {
         let live = size(finding.live_bytes);
         writeln!(
             self.text,
-            "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {live} still live\n"
-        )
+            "  resident {rss} at most in this process: the balloon is {share:.0} % of it; {live} still live"
+        )?;
+        if finding.collected == Some(false) {
+            writeln!(
+                self.text,
+                "  waiting  cycles wait for the collector, as an exception does that its own frame holds;"
+            )?;
+            writeln!(self.text, "           what lives on after gc.collect() is a leak")?;
+        }
+        writeln!(self.text)
     }
 
     /// What one request read from a peer, and what is usual.

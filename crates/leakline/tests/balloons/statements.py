@@ -1,11 +1,14 @@
 """A route whose failures take 64 MB at once, beside one that always takes 24 MB: the first is a balloon, the second is not.
-A third one takes 64 MB and does not end."""
+A third one takes 64 MB and does not end; a fourth one fails and leaves 64 MB in a cycle."""
+import gc
 import os
 import time
 
 from flask import Flask
 
 app = Flask(__name__)
+# As servers do that want to be interrupted by collections seldom.
+gc.set_threshold(1_000_000)
 
 
 def pages(megabytes):
@@ -34,3 +37,21 @@ def endless(number):
         print("process %d holds its pages" % os.getpid(), flush=True)
         time.sleep(600)
     return f"{len(found)} pages"
+
+
+@app.get("/invoice/<int:number>")
+def invoice(number):
+    if number == 0:
+        lines = pages(64)  # held by the exception's traceback
+        try:
+            raise KeyError("whose invoice is it?")
+        except KeyError as error:
+            # The frame holds the exception, which holds the frame.
+            failure = error
+        return f"{len(lines)} pages, and {failure}", 500
+    return f"invoice {number}"
+
+
+@app.get("/collect")
+def collect():
+    return f"{gc.collect()} objects"

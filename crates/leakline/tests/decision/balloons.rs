@@ -1,6 +1,7 @@
 //! Balloons must be found and what is usual left in peace: made-up peaks of requests, one doubt at a time.
 use leakline::analyze::evidence::{
-    Evidence, Frame, Outcome, Owner, Peak, Phase, Route, RouteId, Sample, Served, Settled, StackId, Worker,
+    Evidence, Frame, FullCollection, Outcome, Owner, Peak, Phase, Route, RouteId, Sample, Served, Settled, StackId,
+    Worker,
 };
 use leakline::analyze::{Balloon, findings};
 use leakline::report::{Printed, Report, json, text};
@@ -82,6 +83,12 @@ impl Requests {
         self
     }
 
+    /// The collector has run over everything since.
+    fn collected(mut self) -> Self {
+        self.0.full_collections = vec![FullCollection { requests: self.0.requests }];
+        self
+    }
+
     fn interval(mut self, bytes: f64) -> Self {
         self.0.interval_bytes = bytes;
         self
@@ -157,7 +164,11 @@ fn what_is_usual_is_no_balloon() {
         ),
         ("a tenth of the process", downloads().resident(10_000.0 * MIB)),
         ("never resident", downloads().resident(500.0 * MIB)),
-        ("not over", downloads().keeping(800.0 * MIB)),
+        ("not over", downloads().keeping(800.0 * MIB).collected()),
+        (
+            "fills a cache",
+            Requests::new().and(60, Outcome::Ok, 9.0 * KIB).and(2, Outcome::Error, 600.0 * MIB).keeping(600.0 * MIB),
+        ),
         (
             "may be noise",
             Requests::new()
@@ -180,6 +191,26 @@ fn what_waits_for_the_collector_adds_up() {
     assert_eq!(failing().balloons(), []);
     let [balloon] = &failing().leaving(64.0 * MIB).balloons()[..] else { panic!("not one") };
     assert_eq!((balloon.outcome, balloon.left_bytes, balloon.live_bytes), (Some(Outcome::Error), 64.0 * MIB, 0.0));
+}
+
+/// Until it has come, nobody knows; that is told.
+#[test]
+fn what_no_collection_has_met_is_told_as_waiting_for_one() {
+    let failing = || {
+        let requests = Requests::new().and(60, Outcome::Ok, 9.0 * KIB).and(12, Outcome::Error, 64.0 * MIB);
+        requests.resident(900.0 * MIB).keeping(64.0 * MIB)
+    };
+    let evidence = failing().evidence();
+    let analysis = findings(&evidence);
+    let [balloon] = &analysis.balloons[..] else { panic!("{:?}", analysis.balloons) };
+    assert_eq!((balloon.outcome, balloon.waits, balloon.live_bytes), (Some(Outcome::Error), true, 12.0 * 64.0 * MIB));
+    assert_eq!(balloon.confidence, 0.9);
+    let page = text(&Report::new(&evidence, &analysis), Printed { source: &|_, _| None, colour: false });
+    for part in ["takes 67.1 MB at once, only when it fails", "not given back yet: no full collection", "gc.collect()"]
+    {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+    assert_eq!(failing().collected().balloons(), []);
 }
 
 #[test]
