@@ -37,17 +37,24 @@ fn set(state: State) {
     ATTACHMENT.state.store(state as u32, Ordering::Release);
 }
 
-/// Was the agent loaded when the program started? Then malloc is ours for everybody; a library that is loaded later comes
-/// after the C library.
+/// Was the agent loaded when the program started? Then the functions that it is put in front of are ours for everybody; a
+/// library that is loaded later comes after the C library. A program that is linked to fixed addresses and passes such a
+/// function on as a pointer, as Debian's Python does with malloc, is itself what the function's name leads to, but not for
+/// all of them.
 pub(crate) fn came_with_the_program() -> bool {
-    // SAFETY: a C string.
-    let malloc = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) };
-    let is_ours = library_of(malloc) == library_of((&raw const ATTACHMENT).cast());
+    let own = library_of((&raw const ATTACHMENT).cast());
+    let is_ours = NAMES.iter().any(|name| {
+        // SAFETY: a C string.
+        library_of(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }) == own
+    });
     if is_ours {
         set(State::Preloaded);
     }
     is_ours
 }
+
+/// Some of the names in question, those that programs pass on least.
+const NAMES: [&CStr; 4] = [c"memalign", c"pvalloc", c"recvmsg", c"malloc"];
 
 /// Where the library or program begins that this address belongs to.
 fn library_of(address: *const c_void) -> Option<usize> {
