@@ -391,6 +391,7 @@ cases! {
     templates "healthy/templates"
     thread_caches "healthy/thread-caches"
     warming_cache "healthy/warming-cache"
+    websockets "healthy/websockets"
 }
 
 /// The demo, from nothing to the finding; and nothing is left running.
