@@ -36,6 +36,8 @@ const FASTAPI: &[Page] = &[
     ("/branch/here/order/{number}", "GET /branch/{town}/order/{number}", 210_000),
     ("/mounted/order/{number}", "GET /mounted/order/{number}", 210_000),
 ];
+const NESTED: &[Page] =
+    &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/{number}", 240_000)];
 const AIOHTTP: &[Page] = &[
     ("/sell/{number}", "GET /sell/{number}", 250_000),
     ("/lend/{number}", "GET /lend/{number}", 240_000),
@@ -210,6 +212,24 @@ fn hypercorn() {
 #[test]
 fn daphne_with_django() {
     check(&["3.11"], "-m daphne --verbosity 0 --port {port} django_shop:application", DJANGO);
+}
+
+/// The bridge between the two does not hear of clients that leave, so nobody does here.
+#[test]
+fn flask_below_fastapi() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(server) = start("3.11", "-m uvicorn --port {port} --log-level critical nested_shop:app") else { return };
+    for (path, _, _) in NESTED {
+        server.drive_well(&plan(path, KEPT));
+    }
+    let broken = server.drive(&plan("/broken", BROKEN)).sum();
+    assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
+    let report = report_after(&server, 2 * KEPT + BROKEN);
+    for (_, route, bytes) in NESTED {
+        keeps(&report, route, [KEPT, 0, 0], *bytes);
+    }
+    assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
+    server.stop();
 }
 
 #[test]
