@@ -106,7 +106,20 @@ def whole(response):
     return [response] if isinstance(response, bytes) else response
 
 
+def observe_loaded():
+    """What uWSGI has taken already can be observed by its class alone."""
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__name__", None)
+        for place, application in named(["module", "wsgi", "mount", "wsgi-file", "file"]):
+            if place == name or str(name).startswith("uwsgi_file_") and place == getattr(module, "__file__", None):
+                native.name_server("uwsgi")
+                taken = vars(module).get(application)
+                if taken is None or observed(taken) is not taken:
+                    native.failed()
+
+
 # Python may be in the midst of importing `os` when we come.
 if "uwsgi" in readlink("/proc/self/exe").rpartition("/")[2]:
     native.announce.append(announce)
     instrument_files(sys.modules["_frozen_importlib_external"])
+    observe_loaded()

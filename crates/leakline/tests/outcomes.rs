@@ -3,6 +3,7 @@
 //! keep lie on its route?
 mod harness;
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
@@ -120,9 +121,9 @@ fn keeps(report: &Value, route: &str, outcomes: [u64; 3], bytes: u64) {
     assert!((exact / 2.0..exact * 2.0).contains(&live), "{route} keeps {exact}, and {live} was found: {report:#}");
 }
 
-/// Runs `python ARGUMENTS`, or `uwsgi …` from the same environment, under leakline; nothing where this machine has no
-/// such Python.
-fn start(version: &str, arguments: &str) -> Option<Server> {
+/// `python ARGUMENTS`, or `uwsgi …` from the same environment, and its port; nothing where this machine has no such
+/// Python.
+fn command(version: &str, arguments: &str) -> Option<(Vec<OsString>, u16)> {
     let python = harness::python(version, &applications().join("requirements.txt"))?;
     let port = harness::free_port();
     let arguments = arguments.replace("{port}", &port.to_string());
@@ -130,10 +131,16 @@ fn start(version: &str, arguments: &str) -> Option<Server> {
         Some(arguments) => (python.with_file_name("uwsgi"), arguments),
         None => (python, &*arguments),
     };
-    let command: Vec<_> = [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
-    // Few requests and dense samples.
-    let options = ["--budget".to_owned(), "20".to_owned()];
-    Some(Server::start_with(&options, &command, &applications(), port))
+    let words = [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into));
+    Some((words.collect(), port))
+}
+
+/// Few requests and dense samples.
+const DENSE: [&str; 2] = ["--budget", "20"];
+
+fn start(version: &str, arguments: &str) -> Option<Server> {
+    let (command, port) = command(version, arguments)?;
+    Some(Server::start_with(&DENSE.map(str::to_owned), &command, &applications(), port))
 }
 
 fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
@@ -271,6 +278,22 @@ fn uwsgi_with_a_factory() {
 fn uwsgi_with_rest_framework() {
     let arguments = "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file drf_shop.py --master --lazy-apps --die-on-term";
     check(&["3.11"], arguments, REST);
+}
+
+#[test]
+fn uwsgi_that_runs_already() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module flask_shop:app --master --die-on-term";
+    let Some((command, port)) = command("3.11", arguments) else { return };
+    let server = Server::start_alone(&command, &applications(), port);
+    // Once it answers, its workers are there.
+    server.drive_well(&plan("/sell/{number}", 1));
+    let attached = server.leakline(&["attach", DENSE[0], DENSE[1], &server.launcher().to_string()]);
+    assert!(attached.status.success(), "{attached:?}\n{}", server.log());
+    server.drive_well(&plan("/sell/{number}", KEPT));
+    let report = report_after(&server, KEPT);
+    keeps(&report, "GET /sell/<int:number>", [KEPT, 0, 0], 250_000);
+    server.stop();
 }
 
 #[test]
