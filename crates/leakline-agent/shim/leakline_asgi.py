@@ -41,11 +41,17 @@ def instrumented(gone):
             # whoever resumed its reading.
             handle = native.begin(method, scope["path"], True)
 
+            headers, sent = (), 0
+
             async def observed_send(message):
+                nonlocal headers, sent
                 kind = message["type"]
                 if kind == "http.response.start":
                     native.phase(handle, STREAMING)
                     native.status(handle, int(message["status"]))
+                    headers = message.get("headers", ())
+                elif not gone(receive, send):
+                    sent += len(message.get("body", b""))
                 await send(message)
                 if kind == "http.response.body" and not message.get("more_body"):
                     native.phase(handle, AFTER)
@@ -60,11 +66,21 @@ def instrumented(gone):
                 raise
             finally:
                 # The end of a WebSocket is nobody's mistake.
-                native.end(handle, ABORTED if kind == "http" and gone(receive, send) else outcome)
+                if kind == "http" and gone(receive, send) and not is_whole(headers, sent):
+                    outcome = ABORTED
+                native.end(handle, outcome)
 
         return serve
 
     return wrap
+
+
+def is_whole(headers, sent):
+    """Whether so many bytes are the whole response: who has it may go before the application says that it was all."""
+    try:
+        return any(name.lower() == b"content-length" and int(value) == sent for name, value in headers)
+    except Exception:
+        return False
 
 
 def gone_from_uvicorn(receive, send):
