@@ -218,7 +218,8 @@ class Body:
         except BaseException:
             end(self._handle, outcome or ERROR)
             raise
-        end(self._handle, outcome)
+        # Whatever this thread serves next, it begins in the same context.
+        end(self._handle, outcome, True)
 
     def __del__(self):
         # For a server that does not close what it has been given.

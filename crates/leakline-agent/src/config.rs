@@ -3,7 +3,7 @@
 //! ```text
 //! LEAKLINE_TABLES       folder for the tables; without it the agent stays idle
 //! LEAKLINE_TABLE_BYTES  bytes of a table
-//! LEAKLINE_BUDGET       share of one core that sampling may take, such as 0.005
+//! LEAKLINE_BUDGET       share of one core that sampling may take, such as 0.003
 //! LEAKLINE_EXACT        1: sample every block
 //! ```
 
@@ -35,7 +35,7 @@ pub(crate) fn load() -> bool {
     set(&Config {
         tables,
         table_bytes: number(c"LEAKLINE_TABLE_BYTES").and_then(|text| text.parse().ok()).unwrap_or(32 << 20),
-        budget: number(c"LEAKLINE_BUDGET").and_then(|text| text.parse().ok()).unwrap_or(0.005),
+        budget: number(c"LEAKLINE_BUDGET").and_then(|text| text.parse().ok()).unwrap_or(0.003),
         exact: number(c"LEAKLINE_EXACT") == Some("1"),
     });
     true

@@ -4,7 +4,9 @@
 //! that brings it below zero is sampled. A block of z bytes is sampled with the chance p = 1 - exp(-z/R), so it stands
 //! for z / p bytes: sums of such weights are unbiased (Horvitz and Thompson 1952).
 //!
-//! R follows the budget: the time that the slow path takes is measured, and R raised or lowered until it fits.
+//! R follows the budget: the time that the slow path takes is measured, and R raised or lowered until it fits. The budget
+//! is a share of one core. A server that is idle most of the time could spend all of that on a few requests, so it is also
+//! held to a share of the CPU time that the process spends, four times as large.
 
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
@@ -62,21 +64,38 @@ static EXACT: AtomicBool = AtomicBool::new(false);
 const FIRST_INTERVAL: f64 = 65536.0;
 const LEAST_INTERVAL: f64 = 4096.0;
 const MOST_INTERVAL: f64 = 67_108_864.0;
-/// How long the cost is measured before the interval follows it, ns.
+/// How long the cost is measured before the interval follows it, ns, and the CPU time that the process must have spent by
+/// then: the cost of a few requests is too much of a chance.
 const WINDOW_NS: u64 = 250_000_000;
+const WINDOW_CPU_NS: u64 = 20_000_000;
+/// What sampling may take of the process's own CPU time, in budgets.
+const BUDGETS_OF_OWN: f64 = 4.0;
 /// While waiting for the interpreter: malloc's bytes between two looks whether it is there.
 const WAIT_BYTES: i64 = 16 << 10;
 
 /// What only the holder of the lock touches.
 struct Control {
     random: Option<Random>,
-    window_began_ns: u64,
-    window_spent_ns: u64,
+    window: Window,
+    /// When to look next at what the window has cost, ns.
+    next_look_ns: u64,
     /// The least interval since the table had to thin.
     floor: f64,
     /// A small block that was sampled just now, and what is left of the countdown: at the next allocation it will hold
     /// something, which is noted then.
     unmarked: Option<(Transit, i64)>,
+}
+
+/// The clocks when the window began, ns; all zero before the first one.
+#[derive(Clone, Copy)]
+struct Window {
+    began: u64,
+    cpu: u64,
+    spent: u64,
+}
+
+impl Window {
+    const NONE: Self = Self { began: 0, cpu: 0, spent: 0 };
 }
 
 struct Shared(UnsafeCell<Control>);
@@ -86,8 +105,8 @@ unsafe impl Sync for Shared {}
 
 static CONTROL: Shared = Shared(UnsafeCell::new(Control {
     random: None,
-    window_began_ns: 0,
-    window_spent_ns: 0,
+    window: Window::NONE,
+    next_look_ns: 0,
     floor: LEAST_INTERVAL,
     unmarked: None,
 }));
@@ -147,7 +166,7 @@ pub(crate) fn begin_anew() {
         LARGE.set(distance(&mut random, first_interval()));
     }
     (control.random, control.unmarked, control.floor) = (Some(random), None, LEAST_INTERVAL);
-    (control.window_began_ns, control.window_spent_ns) = (0, 0);
+    (control.window, control.next_look_ns) = (Window::NONE, 0);
 }
 
 /// A block of malloc's is due.
@@ -274,23 +293,33 @@ fn weight(bytes: f64, interval: f64) -> f64 {
     if interval <= 1.0 || bytes == 0.0 { bytes } else { bytes / -(-bytes / interval).exp_m1() }
 }
 
-/// Raises or lowers the interval so that the slow path takes the share of one core that it may.
+/// Raises or lowers the interval so that the slow path takes the share of one core, and of the process's own time, that it
+/// may.
 fn follow_budget(recorder: &mut Recorder) {
-    let (now, spent) = (clock::monotonic_ns(), recorder::spent_ns());
+    let now = clock::monotonic_ns();
     let control = control(recorder);
-    let window = now.saturating_sub(control.window_began_ns);
-    if window < WINDOW_NS || is_exact() {
+    if now < control.next_look_ns || is_exact() {
         return;
     }
-    let share = spent.saturating_sub(control.window_spent_ns) as f64 / window as f64;
-    let is_first = control.window_began_ns == 0;
-    (control.window_began_ns, control.window_spent_ns) = (now, spent);
-    let (floor, budget) = (control.floor, config::get().map_or(0.005, |config| config.budget));
-    if is_first {
+    control.next_look_ns = now + WINDOW_NS;
+    let before = control.window;
+    let window = Window { began: now, cpu: clock::process_cpu_ns(), spent: recorder::spent_ns() };
+    let cpu = window.cpu.saturating_sub(before.cpu);
+    if cpu < WINDOW_CPU_NS {
         return;
     }
+    control.window = window;
+    if before.began == 0 {
+        return;
+    }
+    let Some(budget) = config::get().map(|config| config.budget) else { return };
+    let floor = control.floor;
+    let spent = window.spent.saturating_sub(before.spent) as f64;
+    let of_a_core = spent / now.saturating_sub(before.began) as f64;
+    let of_own = spent / cpu as f64;
+    let excess = (of_a_core / budget).max(of_own / (BUDGETS_OF_OWN * budget));
     if let Some(writer) = recorder.writer() {
-        let interval = writer.interval_bytes() * (share / budget).clamp(0.5, 8.0);
+        let interval = writer.interval_bytes() * excess.clamp(0.5, 8.0);
         writer.set_interval_bytes(interval.clamp(floor, MOST_INTERVAL));
     }
 }

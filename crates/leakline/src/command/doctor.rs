@@ -159,7 +159,7 @@ fn records(python: &Path, agent: &Path, runs: &Runs) -> Check {
             agent: agent.to_owned(),
             tables: run.folder.clone(),
             table_bytes: 1 << 20,
-            budget: 0.005,
+            budget: 0.003,
             exact: false,
         };
         let script = "import platform; print(platform.python_implementation(), platform.python_version())";

@@ -7,8 +7,9 @@ pub struct Effort {
     /// Record every allocation instead of a sample: for short runs and tests, slow
     #[arg(long)]
     pub exact: bool,
-    /// Processor time that recording may take, in percent of one core
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.5, value_parser = percent, conflicts_with = "exact")]
+    /// Processor time that recording may take, in percent of one core; at most four times as much of what the server itself
+    /// takes
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.3, value_parser = percent, conflicts_with = "exact")]
     budget: f64,
     /// Size of each process's table in MiB; when it is full, samples are thinned
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=1024))]
