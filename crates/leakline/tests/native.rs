@@ -1,0 +1,180 @@
+//! Native stacks of real processes: every function of malloc's family is seen and blamed on who called it, by name, as
+//! far as the library's file allows; and the agent's unwinder agrees with libgcc's.
+mod harness;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::LEAKLINE;
+use leakline::analyze::evidence::Worker;
+use leakline::reader;
+use leakline_table::reader::{RawFrame, Snapshot};
+
+/// A file of these tests.
+fn fixture(name: &str) -> PathBuf {
+    harness::root().join("crates/leakline/tests/native").join(name)
+}
+
+/// Runs a program of the system that must succeed.
+fn must(program: &str, arguments: &[&Path]) {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a shared library of a source, with debug information and a build-id.
+fn library(source: &str, folder: &Path) -> PathBuf {
+    let library = folder.join(format!("lib{}.so", source.replace('.', "_")));
+    let compiler = if source.ends_with(".cc") { "c++" } else { "cc" };
+    let flags = ["-shared", "-fPIC", "-O2", "-g", "-fno-builtin", "-Wl,--build-id", "-o"];
+    let arguments: Vec<PathBuf> =
+        flags.map(PathBuf::from).into_iter().chain([library.clone(), fixture(source)]).collect();
+    must(compiler, &arguments.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+    library
+}
+
+/// Runs a script with each of its blocks sampled, behind the agent and what is preloaded behind that. Returns the bytes of
+/// its table.
+fn table(python: &Path, preloaded: &[&Path], arguments: &[String], folder: &Path) -> Vec<u8> {
+    harness::build_agent();
+    let agent = Path::new(LEAKLINE).ancestors().nth(2).unwrap().join("agent/libleakline_agent.so");
+    let preload: Vec<&str> = [agent.as_path()].iter().chain(preloaded).map(|path| path.to_str().unwrap()).collect();
+    let output = Command::new(python)
+        .args(arguments)
+        .env("LD_PRELOAD", preload.join(":"))
+        .env("LEAKLINE_TABLES", folder)
+        .env("LEAKLINE_EXACT", "1")
+        .env("LEAKLINE_TABLE_BYTES", (128 << 20).to_string())
+        .env("WITNESS", folder.join("witness"))
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "{python:?}: {}\n{errors}", output.status);
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let tables: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|is| is == "leakline")).collect();
+    assert_eq!(tables.len(), 1);
+    let bytes = fs::read(&tables[0]).unwrap();
+    fs::remove_file(&tables[0]).unwrap();
+    bytes
+}
+
+/// Live bytes of the samples whose native stack passes through each function of a library.
+fn live(worker: &Worker, library: &Path) -> BTreeMap<String, f64> {
+    let mut bytes = BTreeMap::new();
+    for sample in &worker.samples {
+        let native = sample.stack.map_or(&[][..], |stack| &worker.natives[stack.0 as usize]);
+        for frame in native.iter().filter(|frame| Path::new(&frame.library) == library) {
+            *bytes.entry(frame.symbol.clone().unwrap_or_default()).or_default() += sample.weight;
+        }
+    }
+    bytes
+}
+
+fn any_python() -> PathBuf {
+    let requirements = fixture("none.txt");
+    ["3.13", "3.11", "system"].iter().find_map(|version| harness::python(version, &requirements)).expect("a CPython")
+}
+
+#[test]
+fn every_function_of_the_family_is_seen_and_named() {
+    let folder = harness::folder("family");
+    let (c, cpp) = (library("family.c", &folder), library("family.cc", &folder));
+    let functions = [
+        "by_malloc",
+        "by_calloc",
+        "by_realloc",
+        "by_reallocarray",
+        "by_aligned_alloc",
+        "by_memalign",
+        "by_valloc",
+        "by_pvalloc",
+        "by_posix_memalign",
+        "by_strdup",
+        "by_inlined",
+    ];
+    let of = |library: &Path, name: &str| format!("{}:{name}", library.display());
+    let mut arguments = vec![fixture("family.py").display().to_string(), of(&cpp, "by_new"), of(&c, "given_back")];
+    arguments.extend(functions.iter().map(|name| of(&c, name)));
+    let bytes = table(&any_python(), &[], &arguments, &folder);
+    let worker = reader::decode(&bytes, Path::new("/")).unwrap();
+
+    let found = live(&worker, &c);
+    for name in functions {
+        assert_eq!(found.get(name), Some(&(64.0 * 4096.0)), "{name}: {found:?}");
+    }
+    assert_eq!(found.get("inlined"), found.get("by_inlined"), "inlined functions are named, too");
+    assert_eq!(found.get("given_back"), None);
+    let found = live(&worker, &cpp);
+    assert_eq!(found.get("shop::keep(unsigned long)"), Some(&(64.0 * 4096.0)), "C++ is demangled: {found:?}");
+
+    // What was stripped off a library is found beside it, by the name that the library gives.
+    let debug = PathBuf::from(format!("{}.debug", c.display()));
+    must("objcopy", &[Path::new("--only-keep-debug"), &c, &debug]);
+    must("strip", &[&c]);
+    let link = PathBuf::from(format!("--add-gnu-debuglink={}", debug.display()));
+    must("objcopy", &[&link, &c]);
+    let found = live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c);
+    assert_eq!(found.get("inlined"), Some(&(64.0 * 4096.0)), "{found:?}");
+    fs::remove_file(&debug).unwrap();
+    let found = live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c);
+    assert_eq!((found.get("inlined"), found.get("by_inlined")), (None, Some(&(64.0 * 4096.0))), "{found:?}");
+
+    // Another file under the same name is not believed, nor is one that is gone missed: the library and the offset stay.
+    fs::copy(&cpp, &c).unwrap();
+    let found = live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c);
+    assert_eq!(found.keys().collect::<Vec<_>>(), [""], "{found:?}");
+    fs::remove_file(&c).unwrap();
+    assert_eq!(live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c), found);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Both unwinders follow the same tables, so they agree to the last frame, or one of them is wrong: no error is allowed.
+#[test]
+fn the_unwinder_agrees_with_libgccs() {
+    for version in ["3.9", "3.11", "3.13"] {
+        let Some(python) = harness::python(version, &fixture("witness.txt")) else { continue };
+        let folder = harness::folder("witness");
+        let witness = library("witness.c", &folder);
+        let arguments = [fixture("witness.py"), witness.clone()].map(|word| word.display().to_string());
+        let bytes = table(&python, &[&witness], &arguments, &folder);
+        // By address alone: names are of no interest here.
+        let snapshot = Snapshot::read(&bytes).unwrap();
+        let seen = fs::read_to_string(folder.join("witness")).unwrap();
+        let mut by_address: HashMap<u64, Vec<&str>> = HashMap::new();
+        for line in seen.lines() {
+            let mut words = line.split(' ');
+            let address = u64::from_str_radix(words.next().unwrap(), 16).unwrap();
+            by_address.insert(address, words.collect());
+        }
+        let mut compared = BTreeMap::<String, usize>::new();
+        for sample in &snapshot.samples {
+            let (Some(witnessed), Some(stack)) = (by_address.get(&sample.record.address), sample.stack) else {
+                continue;
+            };
+            if witnessed.is_empty() {
+                continue; // By another function than malloc.
+            }
+            let frames = snapshot.stacks[stack as usize].iter().filter_map(|frame| match *frame {
+                RawFrame::Native { module, offset } => {
+                    Some(format!("{}+{offset:x}", snapshot.modules[module as usize].path))
+                }
+                RawFrame::Python { .. } => None,
+            });
+            let frames: Vec<String> = frames.collect();
+            let Some(innermost) = frames.first() else { continue };
+            // The witness and the agent's hooks stand between the allocators and whoever asked.
+            let is_ours = |frame: &str| frame.contains("libwitness_c.so") || frame.contains("libleakline_agent");
+            let asked: Vec<&str> = witnessed.iter().copied().filter(|frame| !is_ours(frame)).collect();
+            assert!(asked.len() >= frames.len(), "{version}: {frames:?}\n{asked:?}");
+            assert_eq!(frames, asked[..frames.len()], "{version}");
+            let library = frames.iter().find(|frame| !frame.contains("libc.so")).unwrap_or(innermost);
+            *compared.entry(library.rsplit(['/', '+']).nth(1).unwrap().to_owned()).or_default() += 1;
+        }
+        let of = |library: &str| -> usize {
+            compared.iter().filter(|(name, _)| name.contains(library)).map(|(_, count)| count).sum()
+        };
+        assert!(of("_multiarray_umath") > 30 && of("etree") > 30 && of("_imaging") > 30, "{version}: {compared:?}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
