@@ -1,7 +1,7 @@
 //! Programs and libraries: from an address of code to the module that it lies in, its unwind tables and its name.
 //!
 //! `_dl_find_object` (glibc 2.35 and later) answers without a lock, also while another thread loads or unloads a library,
-//! and so it is asked for every frame: a module that has gone, or another one in its place, cannot be taken for the one
+//! and so it is asked for every frame in what may be unloaded: a module that has gone, or another one in its place, cannot be taken for the one
 //! that was there. Only at the first sight of a module does `dl_iterate_phdr` tell the rest. It waits for nobody but a
 //! thread that changes the loader's list in that moment, which allocates nothing meanwhile. The tables themselves stay
 //! where they are: `.eh_frame_hdr` is sorted, so nothing is parsed ahead and nothing is copied.
@@ -82,6 +82,11 @@ impl Module {
         self.flags & IS_AGENT != 0
     }
 
+    /// Is it never unloaded? The agent, CPython and malloc stay: what they lie at need not be asked for again.
+    fn is_lasting(&self) -> bool {
+        self.flags != 0
+    }
+
     /// CPython itself, or malloc's own library.
     pub(super) fn is_plumbing(&self) -> bool {
         self.flags & (MODULE_INTERPRETER | MODULE_ALLOCATOR) != 0
@@ -110,14 +115,13 @@ fn program_path(buffer: &mut [u8]) -> &[u8] {
 
 /// The modules that have been seen, and what the unwinder needs of them.
 pub(super) struct Modules {
+    /// Those that last come first.
     known: Vec<Module>,
-    /// Where the last answer lies in `known`: neighbours on a stack often lie in the same module.
-    last: usize,
 }
 
 impl Modules {
     pub(super) const fn new() -> Self {
-        Self { known: Vec::new(), last: 0 }
+        Self { known: Vec::new() }
     }
 
     /// A new table knows none of the modules.
@@ -128,6 +132,16 @@ impl Modules {
     /// The module that code lies in; at first sight the unwinder is told of it. `None` where the loader knows of none, as
     /// for code that was made at run time.
     pub(super) fn find(&mut self, address: usize, unwinder: &mut Unwinder) -> Option<&mut Module> {
+        let mut lasting = self.known.iter().take_while(|module| module.is_lasting());
+        let at = match lasting.position(|module| module.range.contains(&address)) {
+            Some(at) => at,
+            None => self.find_passing(address, unwinder)?,
+        };
+        self.known.get_mut(at)
+    }
+
+    /// The same for code that may be unloaded.
+    fn find_passing(&mut self, address: usize, unwinder: &mut Unwinder) -> Option<usize> {
         let mut found = std::mem::MaybeUninit::<FoundObject>::zeroed();
         // SAFETY: the function fills the struct in where it answers 0.
         let found = unsafe {
@@ -139,13 +153,7 @@ impl Modules {
         let is_same = |module: &Module| {
             module.range == (found.map_start..found.map_end) && module.unwind_table == found.unwind_table
         };
-        if !self.known.get(self.last).is_some_and(is_same) {
-            self.last = match self.known.iter().position(is_same) {
-                Some(at) => at,
-                None => self.add(&found, unwinder),
-            };
-        }
-        self.known.get_mut(self.last)
+        Some(self.known.iter().position(is_same).unwrap_or_else(|| self.add(&found, unwinder)))
     }
 
     #[cold]
@@ -165,16 +173,11 @@ impl Modules {
         if let Some(unwindable) = image.unwindable(range.clone()) {
             unwinder.add_module(unwindable);
         }
-        self.known.push(Module {
-            flags: flags(&range),
-            range,
-            unwind_table: found.unwind_table,
-            base,
-            id: 0,
-            name,
-            build_id: image.build_id,
-        });
-        self.known.len() - 1
+        let (flags, unwind_table) = (flags(&range), found.unwind_table);
+        let module = Module { range, unwind_table, base, flags, id: 0, name, build_id: image.build_id };
+        let at = if module.is_lasting() { 0 } else { self.known.len() };
+        self.known.insert(at, module);
+        at
     }
 }
 
