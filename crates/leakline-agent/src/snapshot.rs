@@ -102,6 +102,9 @@ pub(crate) fn leave() {
     LEAVING.store(true, Ordering::SeqCst);
     let call = Call(CALL.load(Ordering::Acquire));
     if !call.0.is_null() {
+        // A thread that is about to wait, and has looked whether we leave before we did, finds another number than it
+        // waits at.
+        call.wanted().fetch_add(1, Ordering::SeqCst);
         wake(call.wanted());
     }
 }
