@@ -12,6 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use harness::Server;
+use leakline::analyze::evidence::{Phase, StackId};
 use leakline::drive::plan::Plan;
 use serde_json::Value;
 
@@ -253,6 +254,37 @@ fn aiohttp_as_a_worker_of_gunicorn() {
 #[test]
 fn tornado_with_flask_below() {
     check(&["3.11"], "tornado_shop.py {port}", TORNADO);
+}
+
+/// What a page keeps in functions that are named by what its request then does, is known to be kept just then.
+fn check_phases(arguments: &str) {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(server) = start("3.11", arguments) else { return };
+    server.drive_well(&plan("/phases", KEPT));
+    report_after(&server, KEPT);
+    let workers = server.workers();
+    for (function, phase) in
+        [("keep_in_handler", Phase::Handler), ("keep_while_streaming", Phase::Streaming), ("keep_after", Phase::After)]
+    {
+        let kept = workers.iter().flat_map(|worker| {
+            let calls =
+                |stack: &StackId| worker.stacks[stack.0 as usize].iter().any(|frame| frame.function == function);
+            worker.samples.iter().filter(move |sample| sample.stack.as_ref().is_some_and(calls))
+        });
+        let phases: Vec<Phase> = kept.map(|sample| sample.phase).collect();
+        assert!(!phases.is_empty() && phases.iter().all(|found| *found == phase), "{function}: {phases:?}");
+    }
+    server.stop();
+}
+
+#[test]
+fn phases_of_aiohttp() {
+    check_phases("aiohttp_shop.py {port}");
+}
+
+#[test]
+fn phases_of_tornado() {
+    check_phases("tornado_shop.py {port}");
 }
 
 #[test]

@@ -41,6 +41,29 @@ async def order(request):
     return web.Response(text="ordered")
 
 
+def keep_in_handler():
+    keep(200_000)
+
+
+def keep_while_streaming():
+    keep(200_000)
+
+
+def keep_after():
+    keep(200_000)
+
+
+async def phases(request):
+    keep_in_handler()
+    response = web.StreamResponse()
+    await response.prepare(request)
+    keep_while_streaming()
+    await response.write(b"all")
+    await response.write_eof()
+    keep_after()
+    return response
+
+
 async def broken(request):
     raise RuntimeError("this page never works")
 
@@ -62,6 +85,7 @@ def application():
     app.router.add_get("/lend/{number}", lend)
     app.router.add_get("/pool/{number}", pool)
     app.router.add_get("/later/{number}", later)
+    app.router.add_get("/phases", phases)
     app.router.add_get("/broken", broken)
     app.router.add_get("/endless", endless)
     app.router.add_get("/large", large)

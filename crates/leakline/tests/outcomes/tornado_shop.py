@@ -38,6 +38,28 @@ class Later(RequestHandler):
         self.finish("done")
 
 
+def keep_in_handler():
+    keep(200_000)
+
+
+def keep_while_streaming():
+    keep(200_000)
+
+
+def keep_after():
+    keep(200_000)
+
+
+class Phases(RequestHandler):
+    async def get(self):
+        keep_in_handler()
+        self.write("all")
+        await self.flush()
+        keep_while_streaming()
+        await self.finish()
+        keep_after()
+
+
 class Broken(RequestHandler):
     def get(self):
         raise RuntimeError("this page never works")
@@ -60,6 +82,7 @@ async def serve(port):
         (r"/lend/([0-9]+)", Lend),
         (r"/pool/(?P<number>[0-9]+)", Pool),
         (r"/later/([0-9]+)", Later),
+        (r"/phases", Phases),
         (r"/broken", Broken),
         (r"/endless", Endless),
         (r"/large", Large),
