@@ -30,6 +30,7 @@ use std::sync::Mutex;
 
 use harness::{LEAKLINE, Server};
 use leakline::case::Case;
+use leakline::drive::plan::Plan;
 use serde_json::Value;
 
 /// A busy machine makes the sampler coarser, so servers don't run side by side.
@@ -395,6 +396,29 @@ cases! {
     thread_caches "healthy/thread-caches"
     warming_cache "healthy/warming-cache"
     websockets "healthy/websockets"
+}
+
+/// At the default budget samples are too far apart to see 132 B a request within 1,000 requests. What can't be seen must not
+/// be denied: the report says how large a leak it would have seen, or it names this one. (It would have to see as little as
+/// 132 B for sure, at one sample in 6 kB, to be wrong by chance in more than one of twenty runs.)
+#[test]
+fn a_leak_that_is_too_small_to_be_seen_is_not_denied() {
+    let case = Case::all().into_iter().find(|case| case.name == "slow-timer").unwrap();
+    let requirements = harness::root().join("cases/slow-timer/requirements.txt");
+    let Some(python) = harness::python("3.13", &requirements) else { return };
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let folder = harness::folder("too-small");
+    case.unpack(&folder).unwrap();
+    let port = harness::free_port();
+    let server = Server::start(&case.command(&python, port, None), &folder, port);
+    server.drive_well(&Plan { total: 1_000, ..case.traffic.clone() });
+    let report = server.stop();
+    let visible = report["evidence"]["smallest_visible_bytes_per_request"].as_f64();
+    match &report["findings"].as_array().unwrap()[..] {
+        [] => assert!(visible.is_none_or(|bytes| bytes > 132.0), "{report:#}"),
+        findings => assert!(findings.iter().all(|of| of["route"] == "GET /tickets/<int:number>"), "{report:#}"),
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 /// The demo, from nothing to the finding; and nothing is left running.

@@ -9,7 +9,7 @@ use super::evidence::{Evidence, Frame, Kept, Ledger, Peak, Sample, Worker};
 use super::finding::Share;
 use super::lines::Libraries;
 
-/// Less is no finding, bytes: a server of ordinary size keeps 5 to 25 MB.
+/// Less is no finding, bytes: the healthy cases keep 1 to 8 MB.
 const LEAST_BYTES: u64 = 32 << 20;
 /// Nor is a smaller share of the resident set.
 const LEAST_SHARE: f64 = 1.0 / 3.0;

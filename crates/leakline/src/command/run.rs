@@ -2,7 +2,6 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
@@ -44,7 +43,7 @@ impl Run {
             // A server that would have started must start on a full disk, too.
             Err(failure) if failure.is_no_room() => {
                 say(&format!("{failure}. The server runs without the agent"));
-                return Ok(Server::start(&self.command, &[])?.wait(|| Duration::from_secs(3600))?.code().into());
+                return Ok(Server::start(&self.command, &[])?.wait()?.code().into());
             }
             prepared => prepared?,
         };
@@ -59,9 +58,9 @@ impl Run {
         if let Some(identity) = Identity::of(server.pid()) {
             note(run.started_as(identity));
         }
-        let mut watch = Watch::new(&run);
-        let ended = server.wait(|| watch.look())?;
-        watch.look();
+        let watch = Watch::start(&run);
+        let ended = server.wait()?;
+        watch.end();
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
         Ok(ended.code().into())

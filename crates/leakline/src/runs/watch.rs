@@ -7,7 +7,9 @@
 //! ```
 //! The agent could look from inside. But malloc tells its figures only to whoever walks its free lists under its locks,
 //! while the server waits; from outside the server does not notice.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{Run, TableFile, write_whole};
@@ -23,37 +25,60 @@ const SHARE: u32 = 200;
 /// The time between two visits of the run's folder for what can be deleted.
 const BETWEEN_UPKEEPS: Duration = Duration::from_secs(30);
 
-/// Looks at the processes of a run.
+/// Looks at the processes of a run, in a thread of its own, so that nobody who waits for a server waits for a look.
 #[derive(Debug)]
 pub struct Watch {
-    folder: PathBuf,
-    upkeep: Instant,
+    run: PathBuf,
+    looking: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Watch {
-    /// Watches a run that begins now.
-    pub fn new(run: &Run) -> Self {
-        Self { folder: run.folder.clone(), upkeep: Instant::now() + BETWEEN_UPKEEPS }
+    /// Watches a run that begins now. Without room for a thread nothing is seen, and the server goes on.
+    pub fn start(run: &Run) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let folder = run.folder.clone();
+        let thread = thread::Builder::new().name("watch".to_owned()).spawn(move || watch(&folder, &stopped));
+        Self { run: run.folder.clone(), looking: thread.ok().map(|thread| (stop, thread)) }
     }
 
-    /// Looks at each process once, and at what has become of those that ended. How long to wait until the next time.
-    pub fn look(&mut self) -> Duration {
+    /// Ends it, and notes what has become of the processes that ended meanwhile.
+    pub fn end(self) {
+        if let Some((stop, thread)) = self.looking {
+            drop(stop);
+            // A look that failed is as good as none.
+            let _ = thread.join();
+        }
+        if let Ok(run) = Run::open(&self.run) {
+            look(&run);
+        }
+    }
+}
+
+fn watch(folder: &Path, stopped: &Receiver<()>) {
+    let mut upkeep = Instant::now() + BETWEEN_UPKEEPS;
+    let mut pause = BETWEEN_LOOKS;
+    while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        // A run whose folder has been deleted is not worth a word.
+        let Ok(run) = Run::open(folder) else { return };
         let start = Instant::now();
-        // A run whose folder has been deleted is not worth a word: the server goes on.
-        let Ok(run) = Run::open(&self.folder) else { return BETWEEN_UPKEEPS };
-        if start >= self.upkeep {
+        look(&run);
+        pause = BETWEEN_LOOKS.max(start.elapsed() * SHARE);
+        if start >= upkeep {
             run.keep_latest();
-            self.upkeep = start + BETWEEN_UPKEEPS;
+            upkeep = start + BETWEEN_UPKEEPS;
         }
-        for table in &run.tables {
-            let look = match table.process.is_alive() {
-                true => reader::header(&table.path).ok().and_then(|header| reader::look(table, &header)),
-                false => table.last_look().and_then(after_end),
-            };
-            // Without room on the disk the last look stays.
-            let _ = look.map(|look| table.write_look(&look));
-        }
-        BETWEEN_LOOKS.max(start.elapsed() * SHARE)
+    }
+}
+
+/// Looks at each process once, and at what has become of those that ended.
+fn look(run: &Run) {
+    for table in &run.tables {
+        let look = match table.process.is_alive() {
+            true => reader::header(&table.path).ok().and_then(|header| reader::look(table, &header)),
+            false => table.last_look().and_then(after_end),
+        };
+        // Without room on the disk the last look stays.
+        let _ = look.map(|look| table.write_look(&look));
     }
 }
 

@@ -4,14 +4,11 @@
 //! for signals that are meant for it.
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -140,22 +137,17 @@ impl Server {
         self.pid.as_raw() as u32
     }
 
-    /// Waits for the server's end and passes signals on to it until then. It calls `meanwhile` after a second, and then
-    /// each time after as long as that has asked for.
-    pub fn wait(self, mut meanwhile: impl FnMut() -> Duration) -> Result<Ended, Failure> {
-        let mut next = Instant::now() + Duration::from_secs(1);
+    /// Waits for the server's end and passes signals on to it until then.
+    pub fn wait(self) -> Result<Ended, Failure> {
         loop {
             if let Some(ended) = self.reap()? {
                 return Ok(ended);
             }
-            let mut ready = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            // Rounded up, so that it does not end too early and begin again.
-            let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            if poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) == Ok(0) {
-                next = Instant::now() + meanwhile();
-                continue;
-            }
-            let Some(received) = self.signals.read_signal().map_err(no_signals)? else { continue };
+            let received = match self.signals.read_signal() {
+                Ok(Some(received)) => received,
+                Ok(None) | Err(Errno::EINTR) => continue,
+                Err(error) => return Err(no_signals(error)),
+            };
             let Ok(signal) = Signal::try_from(received.ssi_signo as i32) else { continue };
             // The kernel itself sends signals of the terminal, to the whole foreground group: the server has it
             // already. What the server sends to its group is not meant to come back to it either.
