@@ -102,6 +102,7 @@ fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worke
         natives: natives(&snapshot, root),
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
         in_flight: snapshot.in_flight.iter().map(|(record, name)| in_flight(record, name, &snapshot)).collect(),
+        addresses: snapshot.samples.iter().map(|raw| raw.record.address).collect(),
         exchanged: snapshot.sockets.iter().map(|(record, peer)| exchanged(record, peer)).collect(),
         peaks: snapshot.peaks.iter().filter_map(|(record, stack)| peak(record, *stack, &routes)).collect(),
         routes,

@@ -10,6 +10,7 @@
 //!     N B/request within P %               the size of the leak
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
+//!     held by TEXT                         a heap snapshot of the running server says that this holds it
 //! # expect: balloon ROUTE [when OUTCOME] [at FILE:FUNCTION], CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     while PHASE                          what the request was doing
@@ -61,6 +62,7 @@ enum Clause {
     Usually(u64),
     AtLeast(f64),
     Remedy(String),
+    HeldBy(String),
 }
 
 fn expected(case: &Case) -> Expected {
@@ -123,6 +125,7 @@ fn clause(text: &str) -> Clause {
         }
         [bytes, "bytes", "at", "least"] => Clause::AtLeast(number(bytes)),
         ["remedy", text] => Clause::Remedy(text.to_owned()),
+        ["held", "by", ..] => Clause::HeldBy(text["held by ".len()..].to_owned()),
         _ => panic!("{text:?} is no clause of an expectation"),
     }
 }
@@ -161,6 +164,14 @@ fn check(name: &str) {
         };
         let living = server.report();
         adds_up(&living).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
+        if let Expected::Leak { clauses, .. } = &expected {
+            let holders = clauses.iter().filter_map(|clause| match clause {
+                Clause::HeldBy(holder) => Some(holder),
+                _ => None,
+            });
+            // A server that has ended can't be asked any more.
+            holders.for_each(|holder| check_holder(holder, &living, &format!("{name} on {version}")));
+        }
         // When it has ended, its memory is known from the last look, which may have met an export in the middle.
         let report = match &expected {
             Expected::Retained { .. } => living,
@@ -185,6 +196,14 @@ fn adds_up(report: &Value) -> Result<(), String> {
         (Some(residual), Some(resident)) if residual.unsigned_abs() as f64 <= resident as f64 * 0.03 => Ok(()),
         _ => Err(format!("the ledger does not add up: {ledger:#}")),
     }
+}
+
+/// The leak that costs most is held by this.
+fn check_holder(holder: &str, report: &Value, case: &str) {
+    let findings = report["findings"].as_array().unwrap();
+    let leak = findings.iter().find(|finding| finding["kind"] == "leak").unwrap_or(&Value::Null);
+    let found = leak["holder"]["text"].as_str().unwrap_or("nobody");
+    assert!(found.contains(holder), "{case} is held by {found:?}, and not by {holder:?}: {report:#}");
 }
 
 fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report: &Value) -> Result<(), String> {
@@ -263,6 +282,7 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
                     return Err(format!("{route} has {:.1} % of the live bytes", found * 100.0));
                 }
             }
+            Clause::HeldBy(_) => {}
             _ => return Err(format!("{clause:?} says nothing about a leak")),
         }
     }

@@ -75,6 +75,8 @@ pub struct Place {
 pub struct Deposit {
     /// Index of the worker.
     pub worker: usize,
+    /// Index of the sample among the worker's.
+    pub sample: usize,
     /// Whose requests left them.
     pub source: Source,
     /// On which line; `None` where nobody knows.
@@ -144,7 +146,7 @@ impl Deposits {
             ledger.add_histories(index, worker, &routes);
             let owned = |sample: &Sample| owner(sample, &routes);
             let risers = Treads::of(worker, &owned);
-            for sample in &worker.samples {
+            for (number, sample) in worker.samples.iter().enumerate() {
                 let Some((source, ordinal)) = owned(sample) else { continue };
                 if !(sample.weight.is_finite() && sample.weight > 0.0) {
                     continue;
@@ -157,6 +159,7 @@ impl Deposits {
                 };
                 let deposit = Deposit {
                     worker: index,
+                    sample: number,
                     source,
                     place: place.filter(|_| !sample.recycled),
                     bytes: sample.weight,

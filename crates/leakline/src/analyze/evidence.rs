@@ -352,6 +352,9 @@ pub struct Worker {
     pub routes: Vec<Route>,
     /// Live samples.
     pub samples: Vec<Sample>,
+    /// Where each of them lies in the process's memory, 0 where that is not known; empty where nobody needs it. The
+    /// analysis doesn't: a heap snapshot is asked whose memory it is.
+    pub addresses: Vec<u64>,
     /// The requests that held most at once.
     pub peaks: Vec<Peak>,
     /// Requests that hold much and have not ended; some, where there are many.

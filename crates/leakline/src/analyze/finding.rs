@@ -1,6 +1,6 @@
 //! Turns the groups that only a leak explains into findings, those that cost most first.
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::balloons::{Balloon, balloons};
 use super::blame::{Blamed, Taken};
@@ -30,6 +30,8 @@ const WORTH_LISTING: f64 = 0.05;
 pub enum Kind {
     /// Each request leaves something behind that nothing frees.
     Leak,
+    /// The same, in a container that holds no more than so many.
+    Cache,
 }
 
 /// Who allocates. `docs/decision.md` says how it is told.
@@ -63,6 +65,28 @@ pub struct Grown {
     pub rate: Option<Rate>,
 }
 
+/// The container that holds what a finding is about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// The way to it, the root first.
+    pub path: Vec<String>,
+    /// The same as one text.
+    pub text: String,
+    /// The share of the survivors' bytes that it holds, 0 to 1.
+    pub share: f64,
+    /// What it will hold when it is full, bytes; `None` where nothing bounds it.
+    pub bound_bytes: Option<f64>,
+}
+
+/// A live sample that a finding rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Survivor {
+    /// Index of its worker.
+    pub worker: usize,
+    /// Index among the worker's samples.
+    pub sample: usize,
+}
+
 /// Memory that grows, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
@@ -90,6 +114,10 @@ pub struct Finding {
     pub garbage: Garbage,
     /// Samples that show it.
     pub samples: usize,
+    /// Which these are.
+    pub survivors: Vec<Survivor>,
+    /// What holds them; `None` where no heap snapshot has told.
+    pub holder: Option<Holder>,
     /// Requests of the route and outcome, all workers.
     pub requests: u64,
     /// The library and function that take most of it; `None` where it is CPython itself.
@@ -253,6 +281,8 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
         confidence: (1.0 - group.shape.doubt() * groups.len() as f64).clamp(0.0, most),
         garbage: group.shape.garbage,
         samples: members.len(),
+        survivors: survivors(&members),
+        holder: None,
         requests: deposits.requests_of(is_leaking),
         blamed,
         site: site.map(frame),
@@ -291,6 +321,12 @@ fn blame(deposits: &Deposits, members: &[&Deposit]) -> (Origin, Option<Blamed>) 
         Taken::ByItself => Origin::Native,
     };
     (origin, Some(blamed.clone()))
+}
+
+/// Each once: a sample that several may have revived is shared out.
+fn survivors(members: &[&Deposit]) -> Vec<Survivor> {
+    let all = members.iter().map(|deposit| Survivor { worker: deposit.worker, sample: deposit.sample });
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The function that a group stands for: that of a whole route is the one that carries most of it, if one does.

@@ -167,7 +167,7 @@ impl Attach {
         owner.act(|| {
             let mut run = Run::open(&run.folder)?;
             run.left()?;
-            let findings = report::of(&run)?;
+            let findings = report::of(&run, false)?;
             print(&report::printed(&findings, &run, global, &std::io::stdout()))
         })?;
         Ok(Exit::Done.into())

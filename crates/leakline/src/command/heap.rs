@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
+use super::owner::Owner;
 use super::{Global, json, print, say};
 use crate::failure::{Exit, Failure};
 use crate::heap::summary::{self, Change, Held, OfType, Summary};
 use crate::heap::{self, Graph};
 use crate::reader::printable;
 use crate::report::{count, size};
-use crate::runs::{Run, TableFile};
+use crate::runs::{Run, Runs, TableFile};
 use crate::target::snapshot::{self, Forecast};
 
 /// Show what is in a worker's heap, and who holds it
@@ -82,14 +83,18 @@ impl Heap {
 
     fn listing(&self, global: &Global) -> Result<String, Failure> {
         let of = self.of.as_deref().unwrap_or_default();
-        let (path, pause) = match of.parse() {
+        let (path, pause, graph) = match of.parse() {
             Ok(pid) => {
-                let taken = self.take(&worker(&global.runs()?.of_pid(pid)?, pid)?)?;
-                (taken.path, Some(taken.pause))
+                // What root does in the folder of somebody's server it does with that user's rights.
+                let owner = Owner::of_process(pid);
+                owner.act(|| {
+                    let run = Runs::open(&global.dir_of(&owner))?.of_pid(pid)?;
+                    let taken = self.take(&worker(&run, pid)?)?;
+                    heap::open(&taken.path).map(|graph| (taken.path, Some(taken.pause), graph))
+                })?
             }
-            Err(_) => (PathBuf::from(of), None),
+            Err(_) => (PathBuf::from(of), None, heap::open(Path::new(of))?),
         };
-        let graph = heap::open(&path)?;
         if let Some(file) = &self.save {
             std::fs::copy(&path, file).map_err(|error| Failure::io("write", file, &error))?;
         }

@@ -15,6 +15,8 @@ use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
 use crate::runs::{Run, Runs};
 
+mod holders;
+
 /// Say why a server's memory grows
 ///
 /// Reads what the agents in a server's processes have written, while it runs or after it ended, however it ended.
@@ -33,6 +35,12 @@ pub struct Report {
     /// Exit with 3 if there is a finding of this kind
     #[arg(long, value_name = "KIND")]
     fail_on: Option<Kind>,
+    /// Don't ask a worker that runs what holds its memory
+    ///
+    /// Where something leaks, the worker that holds most of it is copied to look at its objects (see `leakline heap`), unless
+    /// it would stand still for more than 250 ms or less than 20 % of its memory limit is free.
+    #[arg(long)]
+    no_snapshot: bool,
 }
 
 /// What there are findings of.
@@ -53,7 +61,7 @@ impl Report {
         let owner = self.of.as_ref().and_then(|of| of.parse().ok()).map(Owner::of_process);
         let read = || {
             let run = self.run(global, owner.as_ref())?;
-            let findings = of(&run)?;
+            let findings = of(&run, !self.no_snapshot)?;
             if run.record.as_ref().is_some_and(|record| record.attached) {
                 // `leakline run` does so while its server runs; here nobody else is there to do it.
                 run.keep_latest();
@@ -88,14 +96,17 @@ impl Report {
 }
 
 /// Reads every table of the run and analyzes them together. Tables that can't be read are named and left out, unless
-/// there are no others.
-pub fn of(run: &Run) -> Result<Findings, Failure> {
+/// there are no others. Who holds what leaks is asked of a worker that runs where `may_ask`, else of the last snapshot.
+pub fn of(run: &Run, may_ask: bool) -> Result<Findings, Failure> {
     let limit = run.record.as_ref().and_then(|record| record.limit_bytes);
     let mut evidence = Evidence::default();
-    let mut unreadable = Vec::new();
+    let (mut unreadable, mut tables) = (Vec::new(), Vec::new());
     for table in &run.tables {
         match reader::worker(table, limit) {
-            Ok(worker) => evidence.workers.push(worker),
+            Ok(worker) => {
+                evidence.workers.push(worker);
+                tables.push(table);
+            }
             Err(failure) => unreadable.push(failure),
         }
     }
@@ -105,7 +116,9 @@ pub fn of(run: &Run) -> Result<Findings, Failure> {
     for failure in unreadable {
         say(&failure.to_string());
     }
-    Ok(Findings::new(&evidence, &analyze::findings(&evidence)))
+    let mut analysis = analyze::findings(&evidence);
+    holders::find(&mut analysis, &evidence, &tables, may_ask);
+    Ok(Findings::new(&evidence, &analysis))
 }
 
 /// The report as it is to go to `stream`.

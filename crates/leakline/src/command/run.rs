@@ -96,7 +96,7 @@ fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure
         say("the server was killed with SIGKILL, as the kernel does when memory runs out");
     }
     let run = Recorded::open(&run.folder)?;
-    let findings = report::of(&run)?;
+    let findings = report::of(&run, false)?;
     let stderr = std::io::stderr();
     // Nobody may be there to read it; the exit code is the server's all the same.
     let _ = stderr.lock().write_all(report::printed(&findings, &run, global, &stderr).as_bytes());

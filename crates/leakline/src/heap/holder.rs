@@ -1,19 +1,7 @@
 //! From the survivors of a finding to the container that holds most of them.
 use super::graph::{Graph, Node};
 use super::words::{entries, words};
-
-/// What holds the memory of a finding.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Holder {
-    /// The way to it, the root first.
-    pub path: Vec<String>,
-    /// The same as one text.
-    pub text: String,
-    /// The share of the survivors' bytes that it holds, 0 to 1.
-    pub share: f64,
-    /// What it will hold when it is full, bytes; `None` where nothing bounds it.
-    pub bound_bytes: Option<f64>,
-}
+use crate::analyze::Holder;
 
 /// A container is named where it holds more than this share of what was found in the snapshot.
 const MOST: f64 = 0.5;

@@ -107,14 +107,10 @@ pub struct Rss {
     pub trim_would_return: Option<u64>,
 }
 
-/// What schema 1 has a place for and nothing measures yet: null.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Unknown;
-
 /// One finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// `leak`, `balloon` or `retained`
+    /// `leak`, `cache`, `balloon` or `retained`
     pub kind: &'static str,
     /// `python`, `native` or `mixed`
     pub origin: &'static str,
@@ -179,8 +175,8 @@ pub struct Finding {
     pub library: Option<String>,
     /// The function of a library to blame, where one takes the memory.
     pub blamed: Option<NativeCall>,
-    /// What holds the memory.
-    pub holder: Unknown,
+    /// What holds the memory; null for other findings than leaks, and where no heap snapshot has told.
+    pub holder: Option<Holder>,
     /// What those requests exchanged over sockets, that which they read most from first.
     pub sockets: Vec<Socket>,
     /// When the living workers reach their limit at this rate.
@@ -250,6 +246,19 @@ pub struct NativeCall {
     pub symbol: Option<String>,
     /// Where the call is in the function; in the library where the function is not known.
     pub offset: u64,
+}
+
+/// The container that holds what a leak has left behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct Holder {
+    /// The way to it, the root first.
+    pub path: Vec<String>,
+    /// The same in one line.
+    pub text: String,
+    /// The share of what was found in the snapshot that it holds, 0 to 1.
+    pub share: f64,
+    /// What it will hold when it is full; null where nothing bounds it.
+    pub bound_bytes: Option<f64>,
 }
 
 /// A line of Python.
@@ -405,6 +414,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
     Finding {
         kind: match finding.kind {
             Kind::Leak => "leak",
+            Kind::Cache => "cache",
         },
         origin: match finding.origin {
             Origin::Python => "python",
@@ -440,7 +450,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         sites: finding.sites.iter().map(|share| Site { line: line(&share.site), share: share.share }).collect(),
         library: library(finding.blamed.as_ref(), finding.site.as_ref().filter(|_| !is_own)),
         blamed: finding.blamed.as_ref().map(blamed),
-        holder: Unknown,
+        holder: finding.holder.as_ref().map(holder),
         sockets: finding.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
         summary: leak_summary(finding),
@@ -488,7 +498,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         stack: stack(&balloon.native, &balloon.stack),
         library: library(balloon.blamed.as_ref(), balloon.site.as_ref().filter(|_| !is_own)),
         blamed: balloon.blamed.as_ref().map(blamed),
-        holder: Unknown,
+        holder: None,
         sockets: balloon.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: None,
         summary: balloon_summary(balloon),
@@ -531,7 +541,7 @@ fn retained(retained: &Retained) -> Finding {
         site,
         application,
         stack: stack(&[], &retained.stack),
-        holder: Unknown,
+        holder: None,
         sockets: vec![],
         limit_reached_in_seconds: None,
         summary: retained_summary(retained),
@@ -561,6 +571,15 @@ fn retained_summary(retained: &Retained) -> String {
         None => String::new(),
     };
     format!("{bytes} of {resident} resident are free memory that the allocators keep{after}; it is no leak.")
+}
+
+fn holder(holder: &analyze::Holder) -> Holder {
+    Holder {
+        path: holder.path.clone(),
+        text: holder.text.clone(),
+        share: holder.share,
+        bound_bytes: holder.bound_bytes,
+    }
 }
 
 fn grown(grown: &Grown) -> Compared {

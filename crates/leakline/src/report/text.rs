@@ -235,6 +235,12 @@ impl Page<'_> {
         let (low, high) = (size(finding.low), size(finding.high));
         writeln!(self.text, "{verdict} leaves {rate} behind{condition}\n      ({low} to {high})\n")?;
         self.path(finding)?;
+        if let Some(holder) = &finding.holder {
+            writeln!(self.text, "  held by  {}", self.strong(&clean(&holder.text)))?;
+            if let Some(bound) = holder.bound_bytes {
+                writeln!(self.text, "           (bounded: it will hold {} when it is full)", size(bound))?;
+            }
+        }
         if finding.outcome != "any" {
             let grown: Vec<String> =
                 finding.outcomes.iter().filter(|of| of.outcome != finding.outcome).map(grown).collect();
@@ -411,6 +417,9 @@ impl Page<'_> {
                 match first.map_or("", |finding| finding.kind) {
                     "balloon" => {
                         writeln!(self.text, "Next: see what {place} takes as a whole, and if it could do in parts.")
+                    }
+                    "cache" => {
+                        writeln!(self.text, "Next: see if what {place} fills may grow as large as its bound says.")
                     }
                     _ => writeln!(self.text, "Next: see what {place} adds to, and what should take it away again."),
                 }

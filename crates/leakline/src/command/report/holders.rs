@@ -1,0 +1,53 @@
+//! From findings to what holds their memory: one snapshot of the worker that has most of it, or its last one.
+use crate::analyze::evidence::{Evidence, Worker};
+use crate::analyze::{Analysis, Kind};
+use crate::heap::{self, Graph, holder::holder};
+use crate::runs::TableFile;
+use crate::target::snapshot::{self, Forecast};
+
+use super::super::say;
+
+/// Fills in the holders of what grows, as far as a snapshot tells. Whatever goes wrong, the report does without, and says so.
+/// `tables` are those of the evidence's workers.
+pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile], may_ask: bool) {
+    let bytes_of = |worker: usize| -> f64 {
+        let survivors = analysis.findings.iter().flat_map(|finding| &finding.survivors);
+        let samples = &evidence.workers[worker].samples;
+        survivors.filter(|survivor| survivor.worker == worker).map(|survivor| samples[survivor.sample].weight).sum()
+    };
+    let workers = (0..tables.len()).map(|worker| (worker, bytes_of(worker))).filter(|(_, bytes)| *bytes > 0.0);
+    let Some((worker, _)) = workers.max_by(|one, other| one.1.total_cmp(&other.1)) else { return };
+    let Some(graph) = snapshot_of(tables[worker], may_ask) else { return };
+    for finding in &mut analysis.findings {
+        let survivors = finding.survivors.iter().filter(|survivor| survivor.worker == worker);
+        let blocks: Vec<(u64, f64)> =
+            survivors.filter_map(|survivor| block(&evidence.workers[worker], survivor.sample, &graph)).collect();
+        finding.holder = holder(&graph, &blocks);
+        if finding.holder.as_ref().is_some_and(|holder| holder.bound_bytes.is_some()) {
+            finding.kind = Kind::Cache;
+        }
+    }
+}
+
+/// A snapshot taken now, or the last one.
+fn snapshot_of(table: &TableFile, may_ask: bool) -> Option<Graph> {
+    let path = snapshot::path(table);
+    if let (Some(forecast), true) = (Forecast::of(table), may_ask) {
+        let taken = match forecast.objection() {
+            Some(objection) => Err(format!("what holds the memory is not known: {objection}")),
+            None => snapshot::take(table).map_err(|failure| failure.to_string()),
+        };
+        if let Err(why) = taken {
+            say(&why);
+        }
+    }
+    path.exists().then(|| heap::open(&path))?.inspect_err(|failure| say(&failure.to_string())).ok()
+}
+
+/// Where a sample lies and what it stands for, if it lay there when the snapshot was taken. (Growth has no address: the
+/// block that has grown is another sample's.)
+fn block(worker: &Worker, sample: usize, graph: &Graph) -> Option<(u64, f64)> {
+    let address = worker.addresses.get(sample).copied().filter(|address| *address != 0)?;
+    let sample = &worker.samples[sample];
+    (sample.born <= graph.heap.header.requests).then_some((address, sample.weight))
+}
