@@ -6,6 +6,7 @@ The agent executes this text after `leakline_shim.py`, in a namespace of its own
     native.begin(method, path, True)   begins a request whatever this context serves
     native.current() -> handle         of the current context's request, 0 without one
     native.resume(handle)              makes it the current one of this context
+    native.serves(file)                the current request answers the client of this socket
     native.unsent(file)                what is still to be sent on this socket, its client will not get
 
 A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
@@ -21,9 +22,10 @@ STREAMING = 1
 AFTER = 3
 
 
-def instrumented(gone):
+def instrumented(gone, file=None):
     """What makes of an ASGI application one that serves as it does and marks where each request begins and ends.
-    `gone(receive, send)` tells whether the client left before the response was complete."""
+    `gone(receive, send)` tells whether the client left before the response was complete, `file(receive)` which socket
+    leads to it, where writing is left to a loop that knows no context."""
 
     def wrap(application):
         # The server has imported it by now.
@@ -40,6 +42,11 @@ def instrumented(gone):
             # This context may have been copied from another request's: a connection's callbacks run in that of
             # whoever resumed its reading.
             handle = native.begin(method, scope["path"], True)
+            if file is not None:
+                try:
+                    native.serves(file(receive))
+                except Exception:
+                    pass
 
             headers, sent = (), 0
 
@@ -85,6 +92,10 @@ def is_whole(headers, sent):
 
 def gone_from_uvicorn(receive, send):
     return getattr(getattr(receive, "__self__", None), "disconnected", False)
+
+
+def file_of_uvicorn(receive):
+    return receive.__self__.transport.get_extra_info("socket").fileno()
 
 
 def gone_from_hypercorn(receive, send):
@@ -193,7 +204,7 @@ def carried(*args, **kwargs):
 
 
 def uvicorn(class_name):
-    return native.instrument_application(class_name, "app", instrumented(gone_from_uvicorn))
+    return native.instrument_application(class_name, "app", instrumented(gone_from_uvicorn, file_of_uvicorn))
 
 
 native.install(

@@ -50,7 +50,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 14] = [
+static FUNCTIONS: [MethodDef; 15] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -62,6 +62,7 @@ static FUNCTIONS: [MethodDef; 14] = [
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
     install::method(c"unsent", unsent),
+    install::method(c"serves", serves),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
@@ -373,6 +374,19 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
 
 /// `unsent(file)`: what is still to be sent on this socket, its client will not get.
 unsafe extern "C" fn unsent(_module: Object, start: *const Object, count: isize) -> Object {
+    // SAFETY: as in begin.
+    unsafe { on_socket(start, count, sockets::unsent) }
+}
+
+/// `serves(file)`: the current request answers the client of this socket.
+unsafe extern "C" fn serves(_module: Object, start: *const Object, count: isize) -> Object {
+    // SAFETY: as in begin.
+    unsafe { on_socket(start, count, sockets::serves) }
+}
+
+/// # Safety
+/// As CPython promises a METH_FASTCALL function.
+unsafe fn on_socket(start: *const Object, count: isize, act: fn(i32)) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in begin.
     unsafe {
@@ -380,7 +394,7 @@ unsafe extern "C" fn unsent(_module: Object, start: *const Object, count: isize)
             // A socket that is closed already has the number -1, which long_as refuses.
             let file = (api.long_as)(*file);
             (api.err_clear)();
-            sockets::unsent(i32::try_from(file).unwrap_or(-1));
+            act(i32::try_from(file).unwrap_or(-1));
         }
         api.new_none()
     }

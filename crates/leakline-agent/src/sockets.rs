@@ -6,7 +6,9 @@
 //!
 //! Whose bytes are they? What a thread writes belongs to the request of its context. An answer belongs to whoever wrote
 //! the question on that socket, if that request still runs: under asyncio the callback that reads from a pooled connection
-//! carries the context of whoever opened it. Otherwise it, too, belongs to the request of the context.
+//! carries the context of whoever opened it. Otherwise it, too, belongs to the request of the context. uvloop writes and
+//! reads when no context is entered: there a connection belongs to the request that opened it, as long as that runs, and
+//! what passes a pooled one later is not counted. The shim says which client's socket a request under uvicorn answers.
 //!
 //! A client has left when its socket says so: by the end of what it sends, by a reset, or because nothing can be written
 //! any more. If the last write on it was cut short by then, or when the server closes it, its response was not complete,
@@ -102,9 +104,24 @@ pub(crate) fn accepted(file: c_int) {
     become_known(file, CLIENT);
 }
 
-/// A socket is about to be connected.
+/// A socket is about to be connected. Until somebody writes on it, it is there for the request that connects it; under
+/// uvloop, which writes when no context is entered, that request keeps it.
 pub(crate) fn connecting(file: c_int) {
     become_known(file, PEER);
+    if COUNTING.load(Relaxed) {
+        if let Some(place) = place(file) {
+            place.writer.store(current(), Relaxed);
+        }
+    }
+}
+
+/// What is sent to this client from now on is the current request's, whatever context it is sent in.
+pub(crate) fn serves(file: c_int) {
+    if let Some(place) = place(file) {
+        if place.state.load(Relaxed) & KIND == CLIENT {
+            place.writer.store(current(), Relaxed);
+        }
+    }
 }
 
 /// What is still to be sent to a client will not be; its server says so before it closes the connection.
@@ -223,11 +240,16 @@ fn news(place: &Place, state: u64, way: Way, result: isize, room: usize, error: 
     (news, now)
 }
 
-fn tell(file: c_int, place: &Place, state: u64, way: Way, news: News) {
-    let Some(api) = api::get() else { return };
+/// The request of the calling thread's context, 0 for none.
+fn current() -> u64 {
+    let Some(api) = api::get() else { return 0 };
     // SAFETY: reads a thread-local value.
     let thread = unsafe { (api.gil_state_this_thread_state)() };
-    let current = if thread.is_null() { 0 } else { requests::current_of(thread) };
+    if thread.is_null() { 0 } else { requests::current_of(thread) }
+}
+
+fn tell(file: c_int, place: &Place, state: u64, way: Way, news: News) {
+    let current = current();
     let before = place.writer.load(Relaxed);
     if way == Way::Written && current != 0 && current != before {
         place.writer.store(current, Relaxed);
@@ -236,35 +258,30 @@ fn tell(file: c_int, place: &Place, state: u64, way: Way, news: News) {
         return;
     }
     let is_client = state & KIND == CLIENT;
-    let bytes = match news {
-        News::Bytes(bytes) => bytes,
-        News::Left => {
-            let is_cut_short = way == Way::Written || state & CUT_SHORT != 0;
-            recorder::surely_write(|table| {
-                let handle = if table.in_flight(current) { current } else { before };
-                table.client_left(handle, is_cut_short);
-            });
-            return;
-        }
-    };
     // Whoever waited for the network can wait a little longer, so that sums are right.
     recorder::surely_write(|table| {
-        let handle = match way {
-            Way::Written if current != 0 => current,
-            // What a client sends between two requests, or before the first one, is nobody's yet.
-            Way::Read if is_client => {
-                if table.in_flight(current) {
-                    current
-                } else {
-                    0
-                }
-            }
-            Way::Read if current != 0 && !table.in_flight(before) => current,
-            _ => before,
+        let of_context = table.in_flight(current).then_some(current);
+        let of_socket = table.in_flight(before).then_some(before);
+        // What goes on in a request's context after its end is still that request's.
+        let late = (current != 0).then_some(current);
+        let handle = match (way, is_client) {
+            // A response may be sent when its request has ended.
+            (Way::Written, true) => late.or((before != 0).then_some(before)),
+            (Way::Written, false) => late.or(of_socket),
+            // What a client sends between two requests, or before the first one, is nobody's.
+            (Way::Read, true) => of_context.or(of_socket),
+            (Way::Read, false) => of_socket.or(late),
         };
-        if handle != 0 {
-            let peer = if is_client { PEER_CLIENT } else { peer(table, file, place, state) };
-            table.passed(handle, peer, way, bytes);
+        match news {
+            News::Bytes(bytes) => {
+                let Some(handle) = handle else { return };
+                let peer = if is_client { PEER_CLIENT } else { peer(table, file, place, state) };
+                table.passed(handle, peer, way, bytes);
+            }
+            News::Left => {
+                let is_cut_short = way == Way::Written || state & CUT_SHORT != 0;
+                table.client_left(of_context.unwrap_or(before), is_cut_short);
+            }
         }
     });
 }

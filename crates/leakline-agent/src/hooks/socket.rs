@@ -8,7 +8,8 @@
 use super::native::{Next, next};
 use crate::sockets;
 use libc::{iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
-use std::ffi::{c_int, c_void};
+use std::arch::naked_asm;
+use std::ffi::{c_int, c_long, c_void};
 
 type Bytes = *mut c_void;
 
@@ -26,6 +27,7 @@ next! {
     SENDFILE resolve_sendfile c"sendfile": fn(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) -> ssize_t;
     SENDFILE64 resolve_sendfile64 c"sendfile64": fn(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) -> ssize_t;
     CLOSE resolve_close c"close": fn(file: c_int) -> c_int;
+    SYSCALL resolve_syscall c"syscall": fn(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long;
     CONNECT resolve_connect c"connect": fn(socket: c_int, to: *const sockaddr, length: socklen_t) -> c_int;
     ACCEPT resolve_accept c"accept": fn(socket: c_int, from: *mut sockaddr, length: *mut socklen_t) -> c_int;
     ACCEPT4 resolve_accept4 c"accept4": fn(socket: c_int, from: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
@@ -118,6 +120,35 @@ pub unsafe extern "C" fn close(file: c_int) -> c_int {
     sockets::closing(file);
     // SAFETY: the caller's own call, handed on; so below.
     unsafe { CLOSE.get()(file) }
+}
+
+/// See syscall(2). libuv, and so uvloop, closes its descriptors by number 3. A jump, so that whatever else is called in
+/// this way finds the stack as it was.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall() {
+    naked_asm!(
+        "cmp rdi, {close}",
+        "je 2f",
+        "jmp qword ptr [rip + {next}]",
+        "2:",
+        "push rdi",
+        "push rsi",
+        "sub rsp, 8",
+        "mov edi, esi",
+        "call {closing}",
+        "add rsp, 8",
+        "pop rsi",
+        "pop rdi",
+        "jmp qword ptr [rip + {next}]",
+        close = const libc::SYS_close,
+        next = sym SYSCALL,
+        closing = sym closing_by_number,
+    )
+}
+
+extern "C" fn closing_by_number(file: c_int) {
+    sockets::closing(file);
 }
 
 /// See connect(2).

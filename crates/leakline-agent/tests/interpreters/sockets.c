@@ -7,8 +7,10 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -119,6 +121,12 @@ int check(void) {
     usleep(1000);
     errno = 0;
     CHECK(send(ends[1], bytes, 1, MSG_NOSIGNAL) == -1 && (errno == EPIPE || errno == ECONNRESET));
-    CHECK(close(ends[1]) == 0);
+    CHECK(syscall(SYS_close, ends[1]) == 0);
+    errno = 0;
+    CHECK(syscall(SYS_close, ends[1]) == -1 && errno == EBADF);
+    CHECK(syscall(SYS_getpid) == getpid());
+    /* All seven arguments. */
+    void *page = (void *)syscall(SYS_mmap, NULL, 4096L, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+    CHECK(page != MAP_FAILED && *(char *)page == 0 && munmap(page, 4096) == 0);
     return 0;
 }
