@@ -118,8 +118,15 @@ def observe_loaded():
                     native.failed()
 
 
-# Python may be in the midst of importing `os` when we come.
-if "uwsgi" in readlink("/proc/self/exe").rpartition("/")[2]:
+def come(_module=None):
     native.announce.append(announce)
     instrument_files(sys.modules["_frozen_importlib_external"])
     observe_loaded()
+
+
+# The program of this name, or the module by which a Python becomes that program. Python may be in the midst of importing
+# `os` when we come.
+if "uwsgi" in readlink("/proc/self/exe").rpartition("/")[2]:
+    come()
+else:
+    native.install({"pyuwsgi": come})

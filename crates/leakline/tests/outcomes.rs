@@ -122,16 +122,18 @@ fn keeps(report: &Value, route: &str, outcomes: [u64; 3], bytes: u64) {
     assert!((exact / 2.0..exact * 2.0).contains(&live), "{route} keeps {exact}, and {live} was found: {report:#}");
 }
 
-/// `python ARGUMENTS`, or `uwsgi …` from the same environment, and its port; nothing where this machine has no such
-/// Python.
+/// `python ARGUMENTS`, or `uwsgi …` or `pyuwsgi …` from its environment, and its port; nothing where this machine has no
+/// such Python.
 fn command(version: &str, arguments: &str) -> Option<(Vec<OsString>, u16)> {
-    let python = harness::python(version, &applications().join("requirements.txt"))?;
+    let (program, requirements, arguments) = match arguments.split_once(' ') {
+        Some(("uwsgi", arguments)) => ("uwsgi", "requirements.txt", arguments),
+        // The two don't live together.
+        Some(("pyuwsgi", arguments)) => ("pyuwsgi", "pyuwsgi.txt", arguments),
+        _ => ("python", "requirements.txt", arguments),
+    };
+    let program = harness::python(version, &applications().join(requirements))?.with_file_name(program);
     let port = harness::free_port();
     let arguments = arguments.replace("{port}", &port.to_string());
-    let (program, arguments) = match arguments.strip_prefix("uwsgi ") {
-        Some(arguments) => (python.with_file_name("uwsgi"), arguments),
-        None => (python, &*arguments),
-    };
     let words = [program.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into));
     Some((words.collect(), port))
 }
@@ -303,6 +305,12 @@ fn uwsgi_with_a_file() {
 #[test]
 fn uwsgi_with_a_factory() {
     let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module plain_shop:make() --die-on-term";
+    check(&["3.11"], arguments, PLAIN);
+}
+
+#[test]
+fn uwsgi_in_a_wheel() {
+    let arguments = "pyuwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --master --die-on-term";
     check(&["3.11"], arguments, PLAIN);
 }
 
