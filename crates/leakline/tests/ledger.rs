@@ -5,6 +5,8 @@ mod harness;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use leakline::analyze::evidence::{Evidence, Worker};
+use leakline::analyze::{self, Remedy};
 use leakline::target::memory;
 
 /// What an interpreter allocates between its answer and our look, and what it frees, bytes.
@@ -57,6 +59,39 @@ fn the_ledger_agrees_with_the_allocators() {
     check("3.11", 2);
     check("3.13", 3);
     check("system", 7);
+}
+
+/// What a program that keeps free memory is advised to do, and its resident bytes.
+fn advice(way: &str, environment: &[(&str, &str)]) -> Option<(Vec<Remedy>, f64)> {
+    let folder = harness::root().join("crates/leakline/tests");
+    let python = harness::python("3.11", &folder.join("servers/requirements.txt"))?;
+    let mut program = Command::new(python)
+        .arg(folder.join("ledger/kept.py"))
+        .arg(way)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let resident = BufReader::new(program.stdout.take().unwrap()).lines().next().unwrap().unwrap().parse().unwrap();
+    let ledger = memory::look(program.id(), 11).expect("a child may be looked at").ledger;
+    drop(program.stdin.take());
+    program.wait().unwrap();
+    let worker = Worker { alive: true, ledger: Some(ledger), ..Worker::default() };
+    let found = analyze::findings(&Evidence { workers: vec![worker] });
+    Some((found.retained.map_or(vec![], |retained| retained.remedies), resident))
+}
+
+#[test]
+fn what_helps_is_named_by_where_memory_is_kept() {
+    let Some((threads, resident)) = advice("threads", &[]) else { return };
+    assert!(threads.contains(&Remedy::FewerArenas), "{threads:?}");
+    let (_, followed) = advice("threads", &[("MALLOC_ARENA_MAX", "2")]).unwrap();
+    assert!(followed < resident * 0.6, "{followed} bytes resident with two arenas, {resident} without");
+    let (holes, _) = advice("holes", &[]).unwrap();
+    assert_eq!(holes, [Remedy::OtherAllocator]);
+    let (objects, _) = advice("objects", &[]).unwrap();
+    assert_eq!(objects, [Remedy::LessAtOnce]);
 }
 
 /// Processor time of this thread, ms.

@@ -69,7 +69,7 @@ pub enum Remedy {
     Trim,
     /// Fewer arenas share what they keep.
     FewerArenas,
-    /// malloc's holes are smaller than a page: another allocator packs blocks by size.
+    /// malloc's holes are smaller than a page: jemalloc packs blocks by size.
     OtherAllocator,
     /// pymalloc gives an arena back when nothing lives in it: only taking less at once helps, or a process that ends.
     LessAtOnce,

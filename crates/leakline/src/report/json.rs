@@ -553,7 +553,10 @@ fn remedy(remedy: Remedy, retained: &Retained) -> String {
     match remedy {
         Remedy::Trim => format!("ctypes.CDLL(None).malloc_trim(0) after such requests: it would return {trim} now"),
         Remedy::FewerArenas => format!("MALLOC_ARENA_MAX=2: there are {} arenas", retained.arenas),
-        Remedy::OtherAllocator => "another allocator by LD_PRELOAD, such as jemalloc: the holes are small".to_owned(),
+        Remedy::OtherAllocator => {
+            "jemalloc by LD_PRELOAD, with MALLOC_CONF=background_thread:true,dirty_decay_ms:1000: the holes are small"
+                .to_owned()
+        }
         Remedy::LessAtOnce => {
             "less at once, or a process of its own for it: pymalloc gives no arena back in which an object lives"
                 .to_owned()
