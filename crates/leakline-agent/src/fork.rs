@@ -17,6 +17,7 @@ pub(crate) fn watch() {
 
 /// The lock is held over the fork, so that no other thread is in the middle of a change when memory is copied.
 extern "C" fn before() {
+    snapshot::rest();
     snapshot::hold();
     recorder::hold();
 }

@@ -268,6 +268,10 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
                 LAST_TICK.store(now_ns, Ordering::Relaxed);
                 tick(api);
             }
+            // The request may have forked.
+            if sampler::is_running() {
+                snapshot::listen();
+            }
         }
         api.new_none()
     }

@@ -2,7 +2,9 @@
 //! copy of the process that does the rest (`child`, `walk`).
 //!
 //! Why a thread: an idle server runs no code of ours. It sleeps in the kernel until a call comes, has all signals blocked
-//! and a small stack, and is started by a process's first request, so that a server that only forks workers has none.
+//! and a small stack, and is started by a process's first request, so that a server that only forks workers has none. It
+//! ends before each fork and is started anew when a request ends or begins: a process with threads had better not fork,
+//! and CPython warns of it since 3.12.
 //!
 //! Why with the GIL: whoever has it knows that every other thread of Python's stands where threads are switched, so that
 //! all objects are whole. It is taken with a thread state that is made for the purpose. Making one takes a lock of
@@ -31,13 +33,16 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 static CLOSED: AtomicBool = AtomicBool::new(false);
 /// The agent leaves the process: the thread is to end.
 static LEAVING: AtomicBool = AtomicBool::new(false);
+/// The thread, which may have ended but was not joined yet; 0 where there is none.
+static THREAD: AtomicU64 = AtomicU64::new(0);
 /// Where the thread waits, null while there is none.
 static CALL: AtomicPtr<SnapshotCall> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Bytes of the thread's stack; the child walks on a copy of it.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Waits for calls from now on, in a thread. Called with the GIL held, at every request; only the first one does anything.
+/// Waits for calls from now on, in a thread. Called with the GIL held, at the beginning and end of every request; does
+/// nothing where the thread is there already.
 #[inline]
 pub(crate) fn listen() {
     if !STARTED.load(Ordering::Relaxed) {
@@ -53,6 +58,7 @@ fn start() {
     }
     // A mapping of the thread's own: the table's goes when the agent leaves the process, and the thread does not wait.
     let Some(header) = table::map_header() else { return };
+    join();
     // SAFETY: a place within the header's page.
     let call = unsafe { &raw mut (*header).snapshot };
     LEAVING.store(false, Ordering::Relaxed);
@@ -68,11 +74,40 @@ fn start() {
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
         if libc::pthread_attr_init(&mut attributes) == 0 {
             libc::pthread_attr_setstacksize(&mut attributes, STACK_BYTES);
-            libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
-            libc::pthread_create(&mut thread, &attributes, answer_calls, header.cast());
+            if libc::pthread_create(&mut thread, &attributes, answer_calls, header.cast()) == 0 {
+                THREAD.store(thread, Ordering::Release);
+            }
             libc::pthread_attr_destroy(&mut attributes);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+    }
+}
+
+/// Waits for the thread's end, which is near.
+fn join() {
+    let thread = THREAD.swap(0, Ordering::AcqRel);
+    if thread == 0 {
+        return;
+    }
+    // SAFETY: a thread that was made joinable, and that nobody else joins: whoever swaps it out does.
+    while unsafe { libc::pthread_tryjoin_np(thread, std::ptr::null_mut()) } == libc::EBUSY {
+        // It may have fallen asleep between its look at LEAVING and the last call that woke it.
+        wake_thread();
+        // SAFETY: has no preconditions.
+        unsafe { libc::sched_yield() };
+    }
+}
+
+/// Before a fork: ends the thread, unless it makes a snapshot just now.
+pub(crate) fn rest() {
+    if THREAD.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    leave();
+    // Whoever forks may hold the GIL, which a busy thread waits for. One that becomes busy after this look sees that it is
+    // to leave before it asks for the GIL.
+    if !BUSY.load(Ordering::SeqCst) {
+        join();
     }
 }
 
@@ -94,12 +129,17 @@ pub(crate) fn begin_anew() {
     for flag in [&LINKING, &STARTED, &BUSY] {
         flag.store(false, Ordering::Release);
     }
+    THREAD.store(0, Ordering::Release);
     CALL.store(std::ptr::null_mut(), Ordering::Release);
 }
 
 /// The agent leaves the process: ends the thread, if need be after the snapshot that it makes just now.
 pub(crate) fn leave() {
     LEAVING.store(true, Ordering::SeqCst);
+    wake_thread();
+}
+
+fn wake_thread() {
     let call = Call(CALL.load(Ordering::Acquire));
     if !call.0.is_null() {
         // A thread that is about to wait, and has looked whether we leave before we did, finds another number than it
@@ -195,7 +235,7 @@ fn answer_call(api: &Api, call: &Call) {
         return;
     }
     BUSY.store(true, Ordering::SeqCst);
-    if CLOSED.load(Ordering::SeqCst) {
+    if CLOSED.load(Ordering::SeqCst) || LEAVING.load(Ordering::SeqCst) {
         return BUSY.store(false, Ordering::SeqCst);
     }
     // SAFETY: this is a thread of its own, without a thread state, and the interpreter is not ending.

@@ -133,6 +133,22 @@ fn a_loop_of_snapshots_under_load_fails_no_request() {
     }
 }
 
+/// CPython warns of a fork in a process with threads since 3.12, and rightly so. The server has one beside its main thread.
+#[test]
+fn whoever_forks_does_so_without_the_agents_thread() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for version in ["3.8", "3.13", "system"] {
+        let Some(server) = holders(version) else { continue };
+        let folder = harness::folder("heap");
+        for turn in 0..5 {
+            assert_eq!(server.get("/fork"), "[2, 1]", "{version}, fork {turn}");
+        }
+        heap(&server, &[&server.launcher().to_string(), "--save", folder.join("saved.heap").to_str().unwrap()]);
+        assert_eq!(server.get("/fork"), "[2, 1]", "{version}, after a snapshot");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
 /// Nothing that the snapshots made is left below the server but the server.
 fn no_child_is_left(launcher: u32) {
     let state =

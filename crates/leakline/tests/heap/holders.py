@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import logging
+import os
 import sys
 import threading
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -189,10 +190,21 @@ sizes = {
 }
 
 
+def forked():
+    """Forks, and returns how many threads this process and its child have."""
+    child = os.fork()
+    if child == 0:
+        os._exit(len(os.listdir("/proc/self/task")))
+    threads = len(os.listdir("/proc/self/task"))
+    return [threads, os.waitpid(child, 0)[1] >> 8]
+
+
 def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "application/json")])
     if environ["PATH_INFO"] == "/sizes":
         answer = {name: [id(of), sys.getsizeof(of)] for name, of in sizes.items()}
+    elif environ["PATH_INFO"] == "/fork":
+        answer = forked()
     else:
         answer = collections.Counter(type(each).__name__ for each in gc.get_objects())
     return [json.dumps(answer).encode()]
