@@ -31,8 +31,8 @@ static LINKING: AtomicBool = AtomicBool::new(false);
 static BUSY: AtomicBool = AtomicBool::new(false);
 /// The interpreter is ending: nobody may ask for the GIL any more.
 static CLOSED: AtomicBool = AtomicBool::new(false);
-/// The agent leaves the process: the thread is to end.
-static LEAVING: AtomicBool = AtomicBool::new(false);
+/// The thread is to end.
+static RESTING: AtomicBool = AtomicBool::new(false);
 /// The thread, which may have ended but was not joined yet; 0 where there is none.
 static THREAD: AtomicU64 = AtomicU64::new(0);
 /// Where the thread waits, null while there is none.
@@ -61,7 +61,7 @@ fn start() {
     join();
     // SAFETY: a place within the header's page.
     let call = unsafe { &raw mut (*header).snapshot };
-    LEAVING.store(false, Ordering::Relaxed);
+    RESTING.store(false, Ordering::Relaxed);
     CALL.store(call, Ordering::Release);
     // SAFETY: a thread with all signals blocked, since it inherits the mask of the one that starts it; its argument is a
     // mapping that only it takes away. Where no thread can be had, snapshots can't either.
@@ -91,21 +91,24 @@ fn join() {
     }
     // SAFETY: a thread that was made joinable, and that nobody else joins: whoever swaps it out does.
     while unsafe { libc::pthread_tryjoin_np(thread, std::ptr::null_mut()) } == libc::EBUSY {
-        // It may have fallen asleep between its look at LEAVING and the last call that woke it.
-        wake_thread();
+        // Again and again, since it may look at RESTING just before it is set and fall asleep just after it was woken.
+        let call = Call(CALL.load(Ordering::Acquire));
+        if !call.0.is_null() {
+            wake(call.wanted());
+        }
         // SAFETY: has no preconditions.
         unsafe { libc::sched_yield() };
     }
 }
 
-/// Before a fork: ends the thread, unless it makes a snapshot just now.
+/// Before a fork: ends the thread; if it makes a snapshot just now, after that.
 pub(crate) fn rest() {
     if THREAD.load(Ordering::Acquire) == 0 {
         return;
     }
-    leave();
-    // Whoever forks may hold the GIL, which a busy thread waits for. One that becomes busy after this look sees that it is
-    // to leave before it asks for the GIL.
+    RESTING.store(true, Ordering::SeqCst);
+    // The caller may hold the GIL, which a busy thread waits for. One that becomes busy after this look sees that it is to
+    // end before it asks for the GIL.
     if !BUSY.load(Ordering::SeqCst) {
         join();
     }
@@ -133,17 +136,13 @@ pub(crate) fn begin_anew() {
     CALL.store(std::ptr::null_mut(), Ordering::Release);
 }
 
-/// The agent leaves the process: ends the thread, if need be after the snapshot that it makes just now.
+/// The agent leaves the process, whose threads are stopped: lets the thread end when it goes on.
 pub(crate) fn leave() {
-    LEAVING.store(true, Ordering::SeqCst);
-    wake_thread();
-}
-
-fn wake_thread() {
+    RESTING.store(true, Ordering::SeqCst);
     let call = Call(CALL.load(Ordering::Acquire));
     if !call.0.is_null() {
-        // A thread that is about to wait, and has looked whether we leave before we did, finds another number than it
-        // waits at.
+        // A thread that is about to wait, and has looked whether it is to end before we said so, finds another number than
+        // it waits at. The table is not used again.
         call.wanted().fetch_add(1, Ordering::SeqCst);
         wake(call.wanted());
     }
@@ -212,7 +211,7 @@ extern "C" fn answer_calls(header: *mut c_void) -> *mut c_void {
     let listening = call.word(|call| unsafe { &raw mut (*call).listening });
     listening.store(1, Ordering::Release);
     if let Some(api) = api::get() {
-        while !LEAVING.load(Ordering::SeqCst) && !CLOSED.load(Ordering::SeqCst) {
+        while !RESTING.load(Ordering::SeqCst) && !CLOSED.load(Ordering::SeqCst) {
             answer_call(api, &call);
         }
     }
@@ -235,7 +234,7 @@ fn answer_call(api: &Api, call: &Call) {
         return;
     }
     BUSY.store(true, Ordering::SeqCst);
-    if CLOSED.load(Ordering::SeqCst) || LEAVING.load(Ordering::SeqCst) {
+    if CLOSED.load(Ordering::SeqCst) || RESTING.load(Ordering::SeqCst) {
         return BUSY.store(false, Ordering::SeqCst);
     }
     // SAFETY: this is a thread of its own, without a thread state, and the interpreter is not ending.
