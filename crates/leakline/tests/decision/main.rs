@@ -4,6 +4,7 @@
 //! `cargo test -p leakline --release --test decision -- --ignored --nocapture rates`
 mod apps;
 mod balloons;
+mod native;
 mod print;
 mod retained;
 mod simulator;

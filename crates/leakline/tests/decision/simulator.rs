@@ -2,7 +2,8 @@
 //! losses of knowledge, no process.
 use fastrand::Rng;
 use leakline::analyze::evidence::{
-    Frame, FullCollection, Outcome, Owner, Phase, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
+    Frame, FullCollection, NativeFrame, Outcome, Owner, Phase, Route, RouteId, Sample, Served, Settled, StackId, Tick,
+    Worker,
 };
 
 /// A block of the simulated heap: where its samples are, and what it takes to give it back.
@@ -52,6 +53,15 @@ impl Server {
             self.worker.stacks.push(stack);
             self.worker.stacks.len() - 1
         }) as u32)
+    }
+
+    /// A stack that leads into native code from a line's; from nowhere in a thread that runs no Python.
+    pub fn native(&mut self, line: Option<StackId>, frames: Vec<NativeFrame>) -> StackId {
+        let python = line.map_or(vec![], |StackId(line)| self.worker.stacks[line as usize].clone());
+        self.worker.natives.resize(self.worker.stacks.len(), vec![]);
+        self.worker.stacks.push(python);
+        self.worker.natives.push(frames);
+        StackId(self.worker.stacks.len() as u32 - 1)
     }
 
     pub fn route(&mut self, name: &str) -> RouteId {
