@@ -326,13 +326,13 @@ fn a_process_is_attached_to_once_at_a_time() {
     assert_eq!(code(&["detach", &pid]).0, Some(9));
     for _ in 0..2 {
         let first = code(&["attach", &pid]);
-        assert!(first.0 == Some(0) && !first.1.contains("wakes up"), "{first:?}");
+        assert_eq!(first.0, Some(0), "{first:?}");
         let second = code(&["attach", &pid]);
         assert!(second.0 == Some(9) && second.1.contains("is being recorded"), "{second:?}");
         assert!(code(&["doctor", &pid]).1.contains("attached"));
         assert!(code(&["list"]).1.lines().next().unwrap().contains("attached"));
         let left = code(&["detach", &pid]);
-        assert!(left.0 == Some(0) && !left.1.contains("wakes up"), "{left:?}");
+        assert_eq!(left.0, Some(0), "{left:?}");
         assert_eq!(code(&["detach", &pid]).0, Some(9));
         assert!(code(&["list"]).1.lines().next().unwrap().contains("detached"));
     }
