@@ -4,13 +4,13 @@
 //! ```text
 //!    0  version       4   of this structure
 //!    4  state         4   `State`; written by the agent
-//!    8  next        208   where each of `FUNCTIONS` goes on below our hook; written by the command
-//!  216  stubs         8   the page of jumps that the command has made in the process, 0 before it has
-//!  224  table_bytes   8   ┐
-//!  232  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
-//!  240  exact         8   │ an f64
-//!  248  tables     1024   ┘ a path that ends with NUL
-//! 1272  reason      256   why the agent refused, ends with NUL; written by the agent
+//!    8  next        216   where each of `FUNCTIONS` goes on below our hook; written by the command
+//!  224  stubs         8   the page of jumps that the command has made in the process, 0 before it has
+//!  232  table_bytes   8   ┐
+//!  240  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
+//!  248  exact         8   │ an f64
+//!  256  tables     1024   ┘ a path that ends with NUL
+//! 1280  reason      256   why the agent refused, ends with NUL; written by the agent
 //! ```
 
 use std::cell::UnsafeCell;
@@ -19,11 +19,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 /// The name under which the agent exports its [`Attachment`].
 pub const SYMBOL: &str = "leakline_attachment";
 
-/// The version of the structure and of the functions beside it.
-pub const VERSION: u32 = 1;
+/// By which an agent and a command know that they mean the same structure and the same functions: its generation, and its
+/// bytes, which change with [`FUNCTIONS`].
+pub const VERSION: u32 = 1 << 16 | size_of::<Attachment>() as u32;
 
 /// The C library's functions in front of which the agent puts its hooks, in the order of [`Attachment::next`].
-pub const FUNCTIONS: [&str; 26] = [
+pub const FUNCTIONS: [&str; 27] = [
     "malloc",
     "calloc",
     "realloc",
@@ -50,6 +51,7 @@ pub const FUNCTIONS: [&str; 26] = [
     "connect",
     "accept",
     "accept4",
+    "syscall",
 ];
 
 /// Bytes of [`Attachment::tables`].
@@ -112,12 +114,12 @@ pub struct Attachment {
 // thread that refuses, before the state tells so.
 unsafe impl Sync for Attachment {}
 
-const _: () = assert!(size_of::<Attachment>() == 1528);
+const _: () = assert!(size_of::<Attachment>() == 1536);
 const _: () = assert!(std::mem::offset_of!(Attachment, next) == 8);
-const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 216);
-const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 224);
-const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 248);
-const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1272);
+const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 224);
+const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 232);
+const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 256);
+const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1280);
 
 impl Attachment {
     /// That of an agent which has just been loaded.

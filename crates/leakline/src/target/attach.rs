@@ -335,7 +335,15 @@ impl<'t> Session<'t> {
         }
         // glibc's handle is its `struct link_map` (link.h), which begins with what to add to addresses in the file.
         let base = self.memory.word(handle).map_err(|error| self.failed("attach to", &error))?;
-        Ok((handle, Agent(fresh.moved_to(base))))
+        let agent = Agent(fresh.moved_to(base));
+        // One that the command does not understand goes again.
+        if let Err(error) = agent.state(&self.memory) {
+            if let Some(close) = find("dlclose") {
+                let _ = caller.call(close, &[handle]);
+            }
+            return Err(self.failed("attach to", &error));
+        }
+        Ok((handle, agent))
     }
 
     fn function(&self, agent: &Agent, name: &str) -> Result<u64, Failure> {

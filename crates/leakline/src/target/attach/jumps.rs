@@ -32,6 +32,7 @@ const TO_HOOK: usize = 32;
 const MOVED: usize = 48;
 /// Bytes of the page of stubs.
 pub const PAGE: u64 = 4096;
+const _: () = assert!(leakline_table::attachment::FUNCTIONS.len() * STUB <= PAGE as usize);
 
 /// Why a function can't be led to the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
