@@ -10,12 +10,13 @@ use leakline_table::layout::Phase;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// `PyObject_HEAD` (Include/object.h), and the application's iterable.
+/// `PyObject_HEAD` (Include/object.h), the application's iterable, and the request.
 #[repr(C)]
 struct Response {
     references: isize,
     kind: Object,
     inner: Object,
+    handle: u64,
 }
 
 /// `PyType_Slot` (Include/object.h).
@@ -94,7 +95,8 @@ pub(crate) unsafe extern "C" fn respond(_module: Object, start: *const Object, c
     // type's own allocator makes is zeroed, and known to the collector.
     unsafe {
         let Some([inner, file_wrapper]) = requests::arguments(start, count) else { return api.new_none() };
-        requests::mark(requests::current(api), Phase::Streaming);
+        let handle = requests::current(api);
+        requests::mark(handle, Phase::Streaming);
         (api.incref)(*inner);
         if (api.is_subtype)(kind(*inner), *file_wrapper) != 0 {
             return *inner;
@@ -104,7 +106,8 @@ pub(crate) unsafe extern "C" fn respond(_module: Object, start: *const Object, c
             (api.err_clear)();
             return *inner;
         }
-        (*response.cast::<Response>()).inner = *inner;
+        let made = &mut *response.cast::<Response>();
+        (made.inner, made.handle) = (*inner, handle);
         response
     }
 }
@@ -123,8 +126,8 @@ unsafe extern "C" fn close(response: Object, _start: *const Object, _count: isiz
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in respond; the method is a new reference, or null.
     unsafe {
-        requests::mark(requests::current(api), Phase::Closing);
-        let inner = (*response.cast::<Response>()).inner;
+        let Response { inner, handle, .. } = *response.cast::<Response>();
+        requests::mark(handle, Phase::Closing);
         if inner.is_null() {
             return api.new_none();
         }
