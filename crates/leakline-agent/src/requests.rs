@@ -166,7 +166,7 @@ pub(crate) unsafe fn current(api: &Api) -> u64 {
         if (api.context_var_get)(variable, std::ptr::null_mut(), &mut value) != 0 || value.is_null() {
             return 0;
         }
-        let handle = (api.long_as)(value);
+        let handle = python::unsigned(value);
         // The context holds another reference, so this is never the last one.
         (api.decref)(value);
         unless_ended_here(handle, (api.thread_state_unchecked)())
@@ -208,7 +208,7 @@ unsafe fn set_current(api: &Api, handle: Object) {
     }
 }
 
-/// The arguments of a call, N of them; `None` where it has fewer.
+/// The arguments of a call, N of them; `None` where it has fewer. Handles among them are integers that this file made.
 ///
 /// # Safety
 /// As CPython promises a METH_FASTCALL function.
@@ -254,7 +254,7 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
     // SAFETY: as in begin.
     unsafe {
         if let Some([handle, outcome]) = arguments(start, count) {
-            let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
+            let (handle, outcome) = (python::unsigned(*handle), (api.long_as)(*outcome));
             let now_ns = clock::monotonic_ns();
             recorder::surely_write(|writer| {
                 writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record))
@@ -296,7 +296,7 @@ unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize)
     // SAFETY: as in begin.
     unsafe {
         if let Some([handle, status]) = arguments(start, count) {
-            let (handle, status) = ((api.long_as)(*handle), (api.long_as)(*status));
+            let (handle, status) = (python::unsigned(*handle), (api.long_as)(*status));
             recorder::write(|writer| writer.status(handle, status as u32));
         }
         api.new_none()
@@ -315,7 +315,7 @@ unsafe extern "C" fn phase(_module: Object, start: *const Object, count: isize) 
                 2 => Phase::Closing,
                 _ => Phase::After,
             };
-            let handle = match (api.long_as)(*handle) {
+            let handle = match python::unsigned(*handle) {
                 0 => current(api),
                 handle => handle,
             };
@@ -336,7 +336,7 @@ unsafe extern "C" fn amend(_module: Object, start: *const Object, count: isize) 
     // SAFETY: as in begin.
     unsafe {
         if let Some([handle, outcome]) = arguments(start, count) {
-            let (handle, outcome) = ((api.long_as)(*handle), (api.long_as)(*outcome));
+            let (handle, outcome) = (python::unsigned(*handle), (api.long_as)(*outcome));
             recorder::surely_write(|writer| writer.amend(handle, outcome.min(2) as u8));
         }
         api.new_none()
