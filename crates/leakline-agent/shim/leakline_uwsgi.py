@@ -26,25 +26,28 @@ class Body(native.Body):
         self._outcome = OK
 
 
-def named(kinds):
-    """What uWSGI's options of these kinds name: pairs of a module or file and a callable in it."""
+def values(*kinds):
+    """The values of uWSGI's options of these kinds. Of one that was given several times uWSGI tells the last."""
     options = getattr(sys.modules.get("uwsgi"), "opt", {})
+    return [value.decode() for value in map(options.get, kinds) if isinstance(value, bytes)]
 
-    def values(kind):
-        value = options.get(kind)
-        return [text.decode() for text in (value if isinstance(value, list) else [value]) if isinstance(text, bytes)]
 
-    usual = (values("callable") or ["application"])[-1]
-    for kind in kinds:
-        for text in values(kind):
-            # "/mount=module:callable"
-            place, _, name = text.rpartition("=")[2].partition(":")
-            yield place, name or usual
+def usual():
+    """What the application is called where nothing else is said, and in a file always."""
+    return (values("callable") or ["application"])[0]
+
+
+def named():
+    """The modules that the options name, each with a callable in it."""
+    for text in values("module", "wsgi", "mount"):
+        # "/mount=module:callable"
+        module, _, name = text.rpartition("=")[2].partition(":")
+        yield module, name or usual()
 
 
 def announce(name):
     """Uses the options' module as soon as it is imported."""
-    for module, application in named(["module", "wsgi", "mount"]):
+    for module, application in named():
         if module == name:
             native.install({name: lambda module: observe(vars(module), application)})
 
@@ -65,9 +68,7 @@ def instrument_files(importlib):
             if str(namespace.get("__name__")).startswith("uwsgi_file_"):
                 sys.setprofile(None)
                 try:
-                    for file, application in named(["wsgi-file", "file", "mount"]):
-                        if file == frame.f_code.co_filename:
-                            observe(namespace, application)
+                    observe(namespace, usual())
                 except Exception:
                     native.failed()
 
@@ -108,14 +109,14 @@ def whole(response):
 
 def observe_loaded():
     """What uWSGI has taken already can be observed by its class alone."""
-    for module in list(sys.modules.values()):
-        name = getattr(module, "__name__", None)
-        for place, application in named(["module", "wsgi", "mount", "wsgi-file", "file"]):
-            if place == name or str(name).startswith("uwsgi_file_") and place == getattr(module, "__file__", None):
-                native.name_server("uwsgi")
-                taken = vars(module).get(application)
-                if taken is None or observed(taken) is not taken:
-                    native.failed()
+    modules = dict(named())
+    for name, module in list(sys.modules.items()):
+        application = usual() if name.startswith("uwsgi_file_") else modules.get(name)
+        if application is not None:
+            native.name_server("uwsgi")
+            taken = vars(module).get(application)
+            if taken is None or observed(taken) is not taken:
+                native.failed()
 
 
 def come(_module=None):

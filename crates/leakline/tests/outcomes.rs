@@ -303,8 +303,8 @@ fn uwsgi_with_a_file() {
 }
 
 #[test]
-fn uwsgi_with_a_factory() {
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module plain_shop:make() --die-on-term";
+fn uwsgi_with_a_mounted_factory() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /=plain_shop:make() --die-on-term";
     check(&["3.11"], arguments, PLAIN);
 }
 
