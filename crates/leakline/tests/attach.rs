@@ -249,6 +249,9 @@ fn refused(tables: &Path, victim: &Victim, code: i32, why: &str) {
 fn what_cannot_be_attached_to_is_named_and_left_as_it_was() {
     let tables = harness::folder("refused");
     let no_python = Victim::start(Command::new("sleep").arg("300"));
+    while !maps(no_python.pid()).contains("libc.so") {
+        sleep(Duration::from_millis(5));
+    }
     refused(&tables, &no_python, 8, "no CPython");
     let detached = leakline(&tables, &["detach", &no_python.pid().to_string()]);
     assert_eq!(detached.status.code(), Some(8), "{}", said(&detached));

@@ -50,6 +50,10 @@ impl Target {
             return unsupported(format!("process {pid} uses musl; the agent needs glibc"), "run it on a glibc image");
         }
         let Some(c_library) = maps.library("libc.so.6").or_else(|| maps.library("libc-2.")) else {
+            if maps.library("ld-linux").is_some() {
+                let what = format!("process {pid} has only just started and has no C library yet");
+                return unsupported(what, "try again");
+            }
             let what = format!("process {pid} is linked statically: it has no loader that could load the agent");
             return unsupported(what, "see which processes are Pythons with `ps -ef`");
         };
