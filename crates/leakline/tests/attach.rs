@@ -327,6 +327,12 @@ fn a_process_is_attached_to_once_at_a_time() {
         (output.status.code(), said(&output))
     };
     assert_eq!(code(&["detach", &pid]).0, Some(9));
+    // Its main thread waits with a timeout, for long: the second time the kernel names another system call.
+    let asleep = Victim::python(&python(), "import select\nprint('ready')\nselect.poll().poll(300000)", &[]);
+    for command in ["attach", "detach", "attach", "detach"] {
+        let output = code(&[command, &asleep.pid().to_string()]);
+        assert!(output.0 == Some(0) && output.1.contains("wakes up"), "{output:?}");
+    }
     for _ in 0..2 {
         let first = code(&["attach", &pid]);
         assert_eq!(first.0, Some(0), "{first:?}");

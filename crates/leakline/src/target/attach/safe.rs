@@ -55,6 +55,9 @@ fn waits_for_others(registers: &Registers) -> bool {
         | libc::SYS_waitid
         | libc::SYS_pause
         | libc::SYS_rt_sigtimedwait => true,
+        // One of those with a timeout, which somebody has interrupted, as we do when we attach: poll, nanosleep, or a futex.
+        // No lock of malloc's or of the loader's is waited for with a timeout.
+        libc::SYS_restart_syscall => true,
         libc::SYS_futex => registers.rsi & FUTEX_COMMAND == FUTEX_WAIT_BITSET,
         // A pipe or a socket: reads of files are not interrupted.
         libc::SYS_read => registers.rax as i64 == ERESTARTSYS,
@@ -81,6 +84,7 @@ mod tests {
         assert!(safe(at(1500, libc::SYS_epoll_wait, 0, -4)));
         assert!(!safe(at(3000, libc::SYS_epoll_wait, 0, -4)), "the loader's code, or anybody's");
         assert!(!places.is_safe(&at(1500, libc::SYS_epoll_wait, 0, -4), [0, 0]), "not in a system call at all");
+        assert!(safe(at(1500, libc::SYS_restart_syscall, 0, -516)), "the same, the second time that we come");
         assert!(!safe(at(1500, libc::SYS_mmap, 0, 0)), "malloc may hold its lock");
         assert!(!safe(at(1500, -1, 0, 0)));
         assert!(safe(at(1500, libc::SYS_futex, 9 | 128 | 256, ERESTARTSYS)), "a condition");
