@@ -392,6 +392,7 @@ macro_rules! cases {
 
 cases! {
     user_list "user-list"
+    unbounded_cache "unbounded-cache"
     slow_timer "slow-timer"
     recycled_dicts "recycled-dicts"
     s3_proxy "s3-proxy"
@@ -404,6 +405,7 @@ cases! {
     retained_export "retained-export"
     event_stream "healthy/event-stream"
     crowd "healthy/crowd"
+    bounded_cache "healthy/bounded-cache"
     cyclic_garbage "healthy/cyclic-garbage"
     download "healthy/download"
     first_request "healthy/first-request"
