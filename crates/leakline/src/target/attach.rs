@@ -466,7 +466,8 @@ impl<'t> Session<'t> {
                 match Thread::seize(id).and_then(|mut thread| thread.stop().map(|()| thread)) {
                     Ok(thread) => others.push(thread),
                     Err(Trouble::Ended) => {}
-                    Err(Trouble::System(_, error)) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    // The kernel refuses, in words of its own, one that is about to end.
+                    Err(Trouble::System(..)) if has_ended(self.target.pid, id) => {}
                     Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
                 }
             }
@@ -534,6 +535,14 @@ fn leave_midst(thread: &mut Thread, jumps: &[Jump]) -> Result<(), Trouble> {
         thread.step()?;
     }
     if is_between(thread.registers()?.rip) { Err(Trouble::Late("leave the allocator's first bytes")) } else { Ok(()) }
+}
+
+/// Has this thread ended, or does it run no code of the process's any more?
+fn has_ended(pid: u32, thread: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+    // The state comes behind the name, which is in parentheses and may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, None | Some('Z' | 'X'))
 }
 
 /// The threads of a process.
