@@ -46,6 +46,9 @@ pub(crate) struct Recorder {
 
 /// Two looks at the clock cost as much as a short entry, so one of this many is timed, and stands for all of them.
 const ENTRIES_A_TIMED_ONE: u64 = 8;
+/// An entry that took longer, ns, is taken to have been interrupted: on a machine with more to do than cores, a thread
+/// loses its core for milliseconds, and sampling that waits takes nothing from the server.
+const LONGEST_ENTRY_NS: u64 = 100_000;
 
 /// The time now, for one entry of eight. Which one is left to chance, because entries come in patterns: a request begins,
 /// is named, and ends. (A linear congruential generator; Knuth's MMIX. Threads that read the same state do no harm.)
@@ -190,7 +193,7 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         if let Some(entered_ns) = self.entered_ns {
-            let spent_ns = clock::monotonic_ns().saturating_sub(entered_ns);
+            let spent_ns = clock::monotonic_ns().saturating_sub(entered_ns).min(LONGEST_ENTRY_NS);
             SPENT.fetch_add(ENTRIES_A_TIMED_ONE * spent_ns, Ordering::Relaxed);
         }
         HOLDER.store(0, Ordering::Release);
