@@ -23,7 +23,7 @@ use crate::target::process::{Identity, descendants};
 ///
 /// Brings the agent into the process and all its children that are CPythons, gunicorn's master and workers for example, and
 /// so into those that they fork later. Nothing is installed for it, and the server is not restarted. Each process is
-/// stopped for about a millisecond, at a moment when it waits for something. What was allocated before is not known; its
+/// stopped for a few milliseconds, at a moment when it waits for something. What was allocated before is not known; its
 /// growth from now on is.
 ///
 /// `leakline report` shows what there is so far, and `leakline detach` takes the agent out again.
