@@ -62,10 +62,6 @@ fn every_block_is_seen_once_where_all_are_sampled() {
 /// The kinds of which something else was seen than was said to be kept.
 fn differing(said: &[(String, f64)], live: &BTreeMap<String, Live>) -> Vec<String> {
     const COUNT: f64 = 1000.0;
-    // Since 3.10 pymalloc finds its arenas by a radix tree, whose nodes it takes from malloc: one of 16,384 entries of
-    // 8 bytes for every 16 GiB of addresses (`arena_map_bot_t` in Objects/obmalloc.c). Whoever needs the first arena in
-    // such a stretch allocates the node; address space randomisation lets that happen once in a few hundred runs.
-    const RADIX_NODE: f64 = 131_072.0;
     let differs = |(kind, bytes): &(String, f64)| {
         let Some(found) = live.get(kind) else { return Some(format!("nothing of {kind} was seen")) };
         let reused = match kind.as_str() {
@@ -73,8 +69,7 @@ fn differing(said: &[(String, f64)], live: &BTreeMap<String, Live>) -> Vec<Strin
             _ => 0.0,
         };
         let range = bytes - reused - 100.0..=bytes + 0.01 * bytes + 600.0;
-        let is_kept = range.contains(&found.bytes) || range.contains(&(found.bytes - RADIX_NODE));
-        let is_right = is_kept && found.variance == 0.0;
+        let is_right = range.contains(&found.bytes) && found.variance == 0.0;
         (!is_right)
             .then(|| format!("{kind} keeps {bytes} bytes, {} ± {} were seen", found.bytes, found.variance.sqrt()))
     };
