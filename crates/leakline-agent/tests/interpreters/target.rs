@@ -131,16 +131,17 @@ pub struct Live {
     pub instructions: BTreeMap<u32, f64>,
 }
 
-/// Since 3.10 pymalloc finds its arenas by a radix tree, whose nodes it takes from malloc: one of 16,384 entries of 8
-/// bytes for every 16 GiB of addresses (`arena_map_bot_t` in Objects/obmalloc.c). Whoever needs the first arena in such a
-/// stretch allocates it, which address space randomisation lets happen now and then.
-const RADIX_NODE: u64 = 131_072;
+/// Since 3.10 pymalloc finds its arenas by a radix tree, whose nodes it takes from malloc: in 3.10 one of 256 entries of 8
+/// bytes for every 256 MiB of addresses, later one of 16,384 for every 16 GiB (`arena_map_bot_t` in Objects/obmalloc.c).
+/// Whoever needs the first arena in such a stretch allocates it, which address space randomisation lets happen now and
+/// then.
+const RADIX_NODES: [u64; 2] = [2_048, 131_072];
 
 /// What is live by function of one file, whichever of its functions is innermost on the stack, without pymalloc's own.
 pub fn live_by_function(table: &Snapshot, file: &Path) -> BTreeMap<String, Live> {
     let mut functions = BTreeMap::<String, Live>::new();
     for sample in &table.samples {
-        let Some(stack) = sample.stack.filter(|_| sample.record.size != RADIX_NODE) else { continue };
+        let Some(stack) = sample.stack.filter(|_| !RADIX_NODES.contains(&sample.record.size)) else { continue };
         let frames = table.stacks[stack as usize].iter().filter_map(|frame| frame.python());
         let mut named = frames.map(|(code, instruction)| (instruction, &table.codes[code as usize]));
         let Some((instruction, code)) = named.find(|(_, code)| Path::new(&code.file) == file) else { continue };
