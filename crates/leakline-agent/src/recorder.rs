@@ -48,7 +48,7 @@ pub(crate) struct Recorder {
 const ENTRIES_A_TIMED_ONE: u64 = 8;
 /// An entry that took longer, ns, is taken to have been interrupted: on a machine with more to do than cores, a thread
 /// loses its core for milliseconds, and sampling that waits takes nothing from the server.
-const LONGEST_ENTRY_NS: u64 = 100_000;
+const LONGEST_ENTRY_NS: u64 = 20_000;
 
 /// The time now, for one entry of eight. Which one is left to chance, because entries come in patterns: a request begins,
 /// is named, and ends. (A linear congruential generator; Knuth's MMIX. Threads that read the same state do no harm.)
@@ -60,6 +60,10 @@ fn entry_time() -> Option<u64> {
     (next >> 32).is_multiple_of(ENTRIES_A_TIMED_ONE).then(clock::monotonic_ns)
 }
 
+fn untimed() -> Option<u64> {
+    None
+}
+
 fn this_thread() -> usize {
     // SAFETY: has no preconditions. Never 0 with glibc: it is the address of the thread's control block.
     unsafe { libc::pthread_self() as usize }
@@ -67,19 +71,25 @@ fn this_thread() -> usize {
 
 /// The lock, unless this thread holds it already or another one does not let go of it.
 pub(crate) fn enter() -> Option<Recorder> {
-    let recorder = acquire();
+    or_lost(acquire(entry_time))
+}
+
+/// Counts the loss, where another thread has the lock.
+fn or_lost(recorder: Option<Recorder>) -> Option<Recorder> {
     if recorder.is_none() && HOLDER.load(Ordering::Relaxed) != this_thread() {
         CONTENDED.fetch_add(1, Ordering::Relaxed);
     }
     recorder
 }
 
-fn acquire() -> Option<Recorder> {
+/// `clock` tells when sampling began, and nothing for what is no sampling: no interval would lower what requests and sockets
+/// cost.
+fn acquire(clock: fn() -> Option<u64>) -> Option<Recorder> {
     let thread = this_thread();
     for _ in 0..PATIENCE {
         match HOLDER.compare_exchange_weak(0, thread, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => {
-                let mut recorder = Recorder { entered_ns: entry_time() };
+                let mut recorder = Recorder { entered_ns: clock() };
                 recorder.catch_up();
                 return Some(recorder);
             }
@@ -92,7 +102,7 @@ fn acquire() -> Option<Recorder> {
 
 /// Does something with the table, unless there is none or the lock cannot be had at once.
 pub(crate) fn write<R>(act: impl FnOnce(&mut Writer<'static>) -> R) -> Option<R> {
-    enter()?.writer().map(act)
+    or_lost(acquire(untimed))?.writer().map(act)
 }
 
 /// The lock, for what must not be lost, such as the beginning and the end of a request: where another thread was
@@ -100,7 +110,7 @@ pub(crate) fn write<R>(act: impl FnOnce(&mut Writer<'static>) -> R) -> Option<R>
 pub(crate) fn surely_enter() -> Option<Recorder> {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
-        if let Some(recorder) = acquire() {
+        if let Some(recorder) = acquire(untimed) {
             return Some(recorder);
         }
         // SAFETY: has no preconditions.
@@ -124,7 +134,7 @@ pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
 /// address may belong to another thread's new block.
 #[cold]
 pub(crate) fn freed(address: usize) {
-    if let Some(mut recorder) = acquire() {
+    if let Some(mut recorder) = acquire(entry_time) {
         if let Some(writer) = recorder.writer() {
             writer.died(address as u64);
         }
@@ -142,7 +152,7 @@ pub(crate) fn freed(address: usize) {
     }
 }
 
-/// Time that the slow path has taken so far, ns.
+/// Time that sampling has taken so far, ns.
 pub(crate) fn spent_ns() -> u64 {
     SPENT.load(Ordering::Relaxed)
 }
@@ -215,7 +225,7 @@ pub(crate) fn hold() {
 pub(crate) fn let_go() {
     if FORKING.load(Ordering::Relaxed) == this_thread() {
         FORKING.store(0, Ordering::Relaxed);
-        drop(Recorder { entered_ns: entry_time() });
+        drop(Recorder { entered_ns: None });
     }
 }
 
@@ -223,7 +233,7 @@ pub(crate) fn let_go() {
 pub(crate) fn begin_anew() {
     FORKING.store(0, Ordering::Relaxed);
     HOLDER.store(this_thread(), Ordering::Relaxed);
-    let mut recorder = Recorder { entered_ns: entry_time() };
+    let mut recorder = Recorder { entered_ns: None };
     recorder.install(None);
     for place in &LATE_FREES {
         place.store(0, Ordering::Relaxed);

@@ -4,9 +4,10 @@
 //! that brings it below zero is sampled. A block of z bytes is sampled with the chance p = 1 - exp(-z/R), so it stands
 //! for z / p bytes: sums of such weights are unbiased (Horvitz and Thompson 1952).
 //!
-//! R follows the budget: the time that the slow path takes is measured, and R raised or lowered until it fits. The budget
-//! is a share of one core. A server that is idle most of the time could spend all of that on a few requests, so it is also
-//! held to a share of the CPU time that the process spends, four times as large.
+//! R follows the budget: the time that samples take is measured, and R raised or lowered until it fits. What requests and
+//! sockets cost is not in it, since no R would lower that. The budget is a share of one core. A server that is idle most of
+//! the time could spend all of that on a few requests, so it is also held to a share of the CPU time that the process
+//! spends, four times as large.
 
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
