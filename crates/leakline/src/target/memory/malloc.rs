@@ -156,8 +156,11 @@ impl Chunks<'_> {
         // A heap that was full ends in a chunk of 16 bytes and one of 0 (`sysmalloc`).
         let is_fence = bytes < LEAST && left <= LEAST;
         let is_sound = size & MAPPED == 0 && bytes.is_multiple_of(16) && bytes <= left && (bytes >= LEAST || is_fence);
+        if !is_sound {
+            return None;
+        }
         let end = if is_fence { self.end } else { address + bytes };
-        is_sound.then_some(Chunk { end, previous_in_use: size & PREVIOUS_IN_USE != 0, is_fence })
+        Some(Chunk { end, previous_in_use: size & PREVIOUS_IN_USE != 0, is_fence })
     }
 
     fn word(&mut self, address: u64) -> Option<u64> {
