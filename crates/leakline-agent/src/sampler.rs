@@ -320,7 +320,8 @@ fn follow_budget(recorder: &mut Recorder) {
     let of_own = spent / cpu as f64;
     let excess = (of_a_core / budget).max(of_own / (BUDGETS_OF_OWN * budget));
     if let Some(writer) = recorder.writer() {
-        let interval = writer.interval_bytes() * excess.clamp(0.5, 8.0);
+        // As far up as down, so that chance does not drive it either way.
+        let interval = writer.interval_bytes() * excess.clamp(0.5, 2.0);
         writer.set_interval_bytes(interval.clamp(floor, MOST_INTERVAL));
     }
 }
