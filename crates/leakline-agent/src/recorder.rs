@@ -50,8 +50,8 @@ const ENTRIES_A_TIMED_ONE: u64 = 8;
 /// loses its core for milliseconds, and sampling that waits takes nothing from the server.
 const LONGEST_ENTRY_NS: u64 = 20_000;
 
-/// The time now, for one entry of eight. Which one is left to chance, because entries come in patterns: a request begins,
-/// is named, and ends. (A linear congruential generator; Knuth's MMIX. Threads that read the same state do no harm.)
+/// The time now, for one entry of eight. Which one is left to chance, because entries come in patterns: what a request
+/// allocates it mostly frees. (A linear congruential generator; Knuth's MMIX. Threads that read the same state do no harm.)
 fn entry_time() -> Option<u64> {
     static CHANCE: AtomicU64 = AtomicU64::new(0);
     let next =
