@@ -86,7 +86,7 @@ pub extern "C" fn leakline_prepare() -> u64 {
         let place = FUNCTIONS.iter().position(|known| known.as_bytes() == name.to_bytes())?;
         Some(ATTACHMENT.next[place].load(Ordering::Relaxed) as usize)
     };
-    if !hooks::native::go_on_at(next) || !hooks::socket::go_on_at(next) {
+    if !hooks::native::go_on_at(next) || !hooks::mapping::go_on_at(next) || !hooks::socket::go_on_at(next) {
         refuse("it and the command are not of one leakline", "");
         return REFUSED;
     }

@@ -2,7 +2,7 @@
 //!
 //! A child that is about to become another program (`subprocess`) never gets that far and leaves no table behind.
 
-use crate::{recorder, sampler, snapshot, sockets, table};
+use crate::{hooks, recorder, sampler, snapshot, sockets, table};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Asks to be told of forks, once for each process and its children.
@@ -30,6 +30,7 @@ extern "C" fn in_parent() {
 extern "C" fn in_child() {
     table::forget();
     recorder::begin_anew();
+    hooks::mapping::begin_anew();
     snapshot::begin_anew();
     sampler::begin_anew();
     sockets::begin_anew();

@@ -19,6 +19,7 @@ macro_rules! jump_if_tracked {
     };
 }
 
+pub(crate) mod mapping;
 pub(crate) mod native;
 pub(crate) mod python;
 pub(crate) mod socket;

@@ -1,9 +1,10 @@
 //! The agent: turns allocations inside a Python server into samples in a table file.
 //!
 //! ```text
-//! hooks/native   malloc and its family, by LD_PRELOAD ─┐
-//! hooks/python   PyMem obj and mem, 512 bytes or less ─┴► sampler ► recorder (one lock) ► table (leakline-table)
-//! hooks/socket   recv, send and their like ──────────────► sockets ──┘
+//! hooks/native   malloc and its family, by LD_PRELOAD ──┐
+//! hooks/mapping  mmap and its like, called by libraries ┤
+//! hooks/python   PyMem obj and mem, 512 bytes or less ──┴► sampler ► recorder (one lock) ► table (leakline-table)
+//! hooks/socket   recv, send and their like ───────────────► sockets ──┘
 //! python/        what is known of CPython: its API, frames, free lists; how the agent gets in
 //! native/        what is known of native code: modules, unwinding; the agent's own memory
 //! stack          one stack of both
@@ -48,6 +49,7 @@ extern "C" fn on_load() {
         return;
     }
     hooks::native::resolve_all();
+    hooks::mapping::resolve_all();
     hooks::socket::resolve_all();
     if !config::load() {
         return;

@@ -8,5 +8,6 @@ mod memory;
 mod modules;
 mod unwind;
 
-pub(crate) use modules::{forget_ids, prepare};
+pub(crate) use memory::{extend, map, unmap};
+pub(crate) use modules::{forget_ids, is_of_an_allocator, prepare};
 pub(crate) use unwind::{DEPTH, Evaluator, segment};

@@ -17,7 +17,7 @@ mod walk;
 
 use crate::python::api::{self, Api};
 use crate::python::{self, collector_lists};
-use crate::{clock, recorder, table};
+use crate::{clock, native, recorder, table};
 use child::Task;
 use leakline_table::layout::{HEADER_BYTES, Header, SnapshotCall};
 use std::ffi::c_void;
@@ -218,7 +218,7 @@ extern "C" fn answer_calls(header: *mut c_void) -> *mut c_void {
     listening.store(0, Ordering::Release);
     CALL.store(std::ptr::null_mut(), Ordering::Release);
     // SAFETY: the mapping is this thread's own, and nothing of it is used from here on.
-    unsafe { libc::munmap(header, HEADER_BYTES) };
+    unsafe { native::unmap(header as usize, HEADER_BYTES) };
     // An agent that has come back meanwhile starts a new thread at its next request.
     STARTED.store(false, Ordering::Release);
     std::ptr::null_mut()

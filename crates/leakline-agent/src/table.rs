@@ -149,7 +149,7 @@ pub(crate) fn close(recorder: &mut Recorder) {
         let start = start.swap(0, Ordering::Relaxed);
         if start != 0 && exists() {
             // SAFETY: a mapping that `create` made; the writer that was its only user is gone.
-            unsafe { libc::munmap(start as *mut _, bytes.load(Ordering::Relaxed)) };
+            unsafe { native::unmap(start, bytes.load(Ordering::Relaxed)) };
         }
     }
     forget();
@@ -181,22 +181,12 @@ fn map_file(path: &CStr, bytes: usize) -> Result<&'static mut [u8], Failure> {
 /// Maps a file, or zeroed memory of our own where the descriptor is -1. Forked children do not inherit the mapping.
 fn map(file: i32, bytes: usize) -> Result<&'static mut [u8], Failure> {
     let kind = if file < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
+    let start = native::map(bytes, kind | libc::MAP_NORESERVE, file).ok_or_else(|| last("cannot map the table"))?;
     // SAFETY: a new mapping that nobody else knows; it is unmapped when its writer is gone (`close`), so that it may be
     // called static.
     unsafe {
-        let start = libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            kind | libc::MAP_NORESERVE,
-            file,
-            0,
-        );
-        if start == libc::MAP_FAILED {
-            return Err(last("cannot map the table"));
-        }
-        libc::madvise(start, bytes, libc::MADV_DONTFORK);
-        Ok(std::slice::from_raw_parts_mut(start.cast(), bytes))
+        libc::madvise(start as *mut _, bytes, libc::MADV_DONTFORK);
+        Ok(std::slice::from_raw_parts_mut(start as *mut u8, bytes))
     }
 }
 

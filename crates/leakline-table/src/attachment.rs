@@ -4,13 +4,13 @@
 //! ```text
 //!    0  version       4   of this structure
 //!    4  state         4   `State`; written by the agent
-//!    8  next        216   where each of `FUNCTIONS` goes on below our hook; written by the command
-//!  224  stubs         8   the page of jumps that the command has made in the process, 0 before it has
-//!  232  table_bytes   8   ┐
-//!  240  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
-//!  248  exact         8   │ an f64
-//!  256  tables     1024   ┘ a path that ends with NUL
-//! 1280  reason      256   why the agent refused, ends with NUL; written by the agent
+//!    8  next        240   where each of `FUNCTIONS` goes on below our hook; written by the command
+//!  248  stubs         8   the page of jumps that the command has made in the process, 0 before it has
+//!  256  table_bytes   8   ┐
+//!  264  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
+//!  272  exact         8   │ an f64
+//!  280  tables     1024   ┘ a path that ends with NUL
+//! 1304  reason      256   why the agent refused, ends with NUL; written by the agent
 //! ```
 
 use std::cell::UnsafeCell;
@@ -24,7 +24,7 @@ pub const SYMBOL: &str = "leakline_attachment";
 pub const VERSION: u32 = 1 << 16 | size_of::<Attachment>() as u32;
 
 /// The C library's functions in front of which the agent puts its hooks, in the order of [`Attachment::next`].
-pub const FUNCTIONS: [&str; 27] = [
+pub const FUNCTIONS: [&str; 30] = [
     "malloc",
     "calloc",
     "realloc",
@@ -35,6 +35,9 @@ pub const FUNCTIONS: [&str; 27] = [
     "valloc",
     "pvalloc",
     "malloc_usable_size",
+    "mmap",
+    "mremap",
+    "munmap",
     "recv",
     "recvfrom",
     "recvmsg",
@@ -114,12 +117,12 @@ pub struct Attachment {
 // thread that refuses, before the state tells so.
 unsafe impl Sync for Attachment {}
 
-const _: () = assert!(size_of::<Attachment>() == 1536);
+const _: () = assert!(size_of::<Attachment>() == 1560);
 const _: () = assert!(std::mem::offset_of!(Attachment, next) == 8);
-const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 224);
-const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 232);
-const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 256);
-const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1280);
+const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 248);
+const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 256);
+const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 280);
+const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1304);
 
 impl Attachment {
     /// That of an agent which has just been loaded.

@@ -120,13 +120,16 @@ pub enum Loss {
     ModulesFull = 11,
     /// Native stacks that could not be followed: code without tables for unwinding, as it is made at run time.
     NativeStackCut = 12,
+    /// Memory that libraries map: more mappings than the agent follows, or one that was cut in two, of which the rear
+    /// part is followed no more.
+    MappingsLost = 13,
 }
 
 /// How many causes [`Header::lost`] has room for.
 pub const LOSSES: usize = 16;
 
 /// The names of the losses in reports, by [`Loss`].
-pub const LOSS_NAMES: [&str; 13] = [
+pub const LOSS_NAMES: [&str; 14] = [
     "contention",
     "strings_full",
     "codes_full",
@@ -140,6 +143,7 @@ pub const LOSS_NAMES: [&str; 13] = [
     "sockets_full",
     "modules_full",
     "native_stack_cut",
+    "mappings_lost",
 ];
 
 /// Makes a `repr(C)` record and its decoder from bytes, so that the reader needs no `unsafe` and both halves share one

@@ -191,7 +191,7 @@ impl<'a> Writer<'a> {
     }
 
     fn lose_many(&mut self, cause: Loss, count: u64) {
-        const { assert!((Loss::NativeStackCut as usize) < LOSSES) };
+        const { assert!((Loss::MappingsLost as usize) < LOSSES) };
         self.header.lost[cause as usize] += count;
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use harness::Server;
 use leakline::drive::plan::Plan;
 use leakline::target::process::descendants;
-use leakline_table::layout::{FLAG_SMALL, Loss};
+use leakline_table::layout::{FLAG_SMALL, Loss, SampleRecord};
 use leakline_table::reader::Snapshot;
 use nix::sys::ptrace;
 use nix::sys::signal::{self, Signal};
@@ -454,6 +454,8 @@ fn whoever_frees_a_block_is_seen() {
         count += 1;
     }
     assert!(count > 100, "hardly sampled: {count}");
+    let is_mapping = |block: &SampleRecord| block.address != 0 && (block.address | block.size).is_multiple_of(4096);
+    assert!(table.samples.iter().any(|sample| is_mapping(&sample.record)), "what libraries map is not seen");
     // What a thread could not record because another one was descheduled with the lock is counted.
     let lost = table.header.lost[Loss::Contention as usize];
     assert!(gone.len() as u64 <= lost && lost < table.header.samples_taken / 10, "{lost} were lost; gone: {gone:x?}");

@@ -400,6 +400,7 @@ cases! {
     lost_bitmap "lost-bitmap"
     lost_dump "lost-dump"
     lost_pdf "lost-pdf"
+    lost_rows "lost-rows"
     arrays "healthy/arrays"
     orphaned_tasks "orphaned-tasks"
     retained_export "retained-export"

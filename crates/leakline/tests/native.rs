@@ -92,10 +92,13 @@ fn every_function_of_the_family_is_seen_and_named() {
         "by_pvalloc",
         "by_posix_memalign",
         "by_strdup",
+        "by_mmap",
+        "by_mremap",
         "by_inlined",
     ];
     let of = |library: &Path, name: &str| format!("{}:{name}", library.display());
-    let mut arguments = vec![fixture("family.py").display().to_string(), of(&cpp, "by_new"), of(&c, "given_back")];
+    let mut arguments = vec![fixture("family.py").display().to_string(), of(&cpp, "by_new")];
+    arguments.extend(["given_back", "unmapped"].map(|name| of(&c, name)));
     arguments.extend(functions.iter().map(|name| of(&c, name)));
     let bytes = table(&python, &[], &arguments, &folder);
     let worker = reader::decode(&bytes, Path::new("/")).unwrap();
@@ -105,7 +108,7 @@ fn every_function_of_the_family_is_seen_and_named() {
         assert_eq!(found.get(name), Some(&(64.0 * 4096.0)), "{name}: {found:?}");
     }
     assert_eq!(found.get("inlined"), found.get("by_inlined"), "inlined functions are named, too");
-    assert_eq!(found.get("given_back"), None);
+    assert_eq!((found.get("given_back"), found.get("unmapped")), (None, None), "{found:?}");
     let found = live(&worker, &cpp);
     assert_eq!(found.get("shop::keep(unsigned long)"), Some(&(64.0 * 4096.0)), "C++ is demangled: {found:?}");
 

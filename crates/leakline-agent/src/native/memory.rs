@@ -5,6 +5,7 @@
 //! that a server loads. So blocks are cut off the front of a mapping and never given back.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes that are mapped at once. A mapping costs memory only where it has been written to.
@@ -49,15 +50,43 @@ fn chunk(layout: Layout) -> Option<usize> {
     if layout.size() >= CHUNK || layout.align() > CHUNK {
         return None;
     }
-    // SAFETY: a new mapping; what is not aligned is unmapped again. The system is asked directly, since the library's
-    // mmap is one of the functions that are watched.
+    let start = map(2 * CHUNK, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
+    let aligned = start.next_multiple_of(CHUNK);
+    // SAFETY: the ends of a mapping that nobody else knows yet.
     unsafe {
-        let (protection, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let start = libc::syscall(libc::SYS_mmap, 0, 2 * CHUNK, protection, kind, -1, 0);
-        let start = usize::try_from(start).ok()?;
-        let aligned = start.next_multiple_of(CHUNK);
-        libc::syscall(libc::SYS_munmap, start, aligned - start);
-        libc::syscall(libc::SYS_munmap, aligned + CHUNK, start + CHUNK - aligned);
-        Some(aligned)
+        unmap(start, aligned - start);
+        unmap(aligned + CHUNK, start + CHUNK - aligned);
     }
+    Some(aligned)
+}
+
+/// Maps memory, or a file; `None` where the system refuses, and errno says why. The system is asked directly, here and
+/// below: the library's functions are watched, by way of the table that is mapped here and in a child that takes no lock.
+pub(crate) fn map(bytes: usize, kind: c_int, file: c_int) -> Option<usize> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // Whole words: of a shorter one that is passed on the stack, as the offset is, the rest is left as it was.
+    const NOWHERE: usize = 0;
+    const OFFSET: usize = 0;
+    // SAFETY: a new mapping, in place of no other.
+    let start =
+        unsafe { libc::syscall(libc::SYS_mmap, NOWHERE, bytes, protection, kind & !libc::MAP_FIXED, file, OFFSET) };
+    usize::try_from(start).ok()
+}
+
+/// Makes a mapping longer, wherever there is room for it.
+///
+/// # Safety
+/// The mapping is the caller's alone.
+pub(crate) unsafe fn extend(start: usize, before: usize, bytes: usize) -> Option<usize> {
+    // SAFETY: the caller's promise; mremap keeps what the mapping holds.
+    usize::try_from(unsafe { libc::syscall(libc::SYS_mremap, start, before, bytes, libc::MREMAP_MAYMOVE) }).ok()
+}
+
+/// Gives a mapping back.
+///
+/// # Safety
+/// The mapping is the caller's alone, and nothing of it is used any more.
+pub(crate) unsafe fn unmap(start: usize, bytes: usize) {
+    // SAFETY: the caller's promise. What can't be given back stays mapped, which harms nobody.
+    unsafe { libc::syscall(libc::SYS_munmap, start, bytes) };
 }

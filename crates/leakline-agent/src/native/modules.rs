@@ -142,14 +142,7 @@ impl Modules {
 
     /// The same for code that may be unloaded.
     fn find_passing(&mut self, address: usize, unwinder: &mut Unwinder) -> Option<usize> {
-        let mut found = std::mem::MaybeUninit::<FoundObject>::zeroed();
-        // SAFETY: the function fills the struct in where it answers 0.
-        let found = unsafe {
-            if FIND_OBJECT.get()?(address as *const c_void, found.as_mut_ptr()) != 0 {
-                return None;
-            }
-            found.assume_init()
-        };
+        let found = object_at(address)?;
         let is_same = |module: &Module| {
             module.range == (found.map_start..found.map_end) && module.unwind_table == found.unwind_table
         };
@@ -183,6 +176,22 @@ impl Modules {
 
 fn overlap(one: &Range<usize>, other: &Range<usize>) -> bool {
     one.start < other.end && other.start < one.end
+}
+
+/// What the loader knows of an address.
+fn object_at(address: usize) -> Option<FoundObject> {
+    let mut found = std::mem::MaybeUninit::<FoundObject>::zeroed();
+    // SAFETY: the function fills the struct in where it answers 0.
+    unsafe {
+        let is_known = FIND_OBJECT.get()?(address as *const c_void, found.as_mut_ptr()) == 0;
+        is_known.then(|| found.assume_init())
+    }
+}
+
+/// Is this code CPython's, malloc's library or the agent? What they map, they give away in blocks, which are seen by
+/// themselves. `None` where nobody knows.
+pub(crate) fn is_of_an_allocator(code: usize) -> Option<bool> {
+    object_at(code).map(|found| flags(&(found.map_start..found.map_end)) != 0)
 }
 
 /// What a module is, by what lies in it.

@@ -2,6 +2,7 @@
 //! the child does not have.
 
 use super::child::end;
+use crate::native;
 use leakline_table::heap::Ending;
 
 /// A growing array in a mapping of its own.
@@ -47,24 +48,13 @@ impl<T: Copy> Growing<T> {
 
     fn reserve(&mut self, capacity: usize) {
         let bytes = |count: usize| (count * size_of::<T>()).next_multiple_of(4096);
-        // SAFETY: a mapping that only this array knows; mremap keeps what it holds.
-        let start = unsafe {
-            match self.capacity {
-                0 => libc::mmap(
-                    std::ptr::null_mut(),
-                    bytes(capacity),
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0,
-                ),
-                before => libc::mremap(self.start.cast(), bytes(before), bytes(capacity), libc::MREMAP_MAYMOVE),
-            }
+        let start = match self.capacity {
+            0 => native::map(bytes(capacity), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            // SAFETY: a mapping that only this array knows.
+            before => unsafe { native::extend(self.start as usize, bytes(before), bytes(capacity)) },
         };
-        if start == libc::MAP_FAILED {
-            end(Ending::NoMemory);
-        }
-        (self.start, self.capacity) = (start.cast(), capacity);
+        let Some(start) = start else { end(Ending::NoMemory) };
+        (self.start, self.capacity) = (start as *mut T, capacity);
     }
 }
 
@@ -72,7 +62,7 @@ impl<T> Drop for Growing<T> {
     fn drop(&mut self) {
         if self.capacity > 0 {
             // SAFETY: the mapping is this array's alone.
-            unsafe { libc::munmap(self.start.cast(), (self.capacity * size_of::<T>()).next_multiple_of(4096)) };
+            unsafe { native::unmap(self.start as usize, (self.capacity * size_of::<T>()).next_multiple_of(4096)) };
         }
     }
 }

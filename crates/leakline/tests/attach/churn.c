@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { PLACES = 400 };
 
@@ -17,6 +18,8 @@ struct worker {
     long rounds;
     char *kept[PLACES];
     size_t bytes[PLACES];
+    /* It is a mapping of our own, and none of malloc's blocks. */
+    char mapped[PLACES];
 };
 
 static void (*free_by_pointer)(void *);
@@ -53,12 +56,46 @@ static void free_inside(char *block) {
     free(line);
 }
 
+/* Whole pages. */
+static size_t pages(size_t bytes) { return (bytes + 4095) & ~(size_t)4095; }
+
+static char *map(size_t bytes) {
+    char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) abort();
+    return start;
+}
+
+/* Makes one longer or shorter, or gives it back: all at once, or the first page, the rest, in any order. */
+static void work_on_mapping(struct worker *worker, int place, size_t bytes) {
+    char *start = worker->kept[place];
+    size_t before = worker->bytes[place];
+    if (next(worker) % 3 == 0) {
+        worker->kept[place] = mremap(start, before, bytes, MREMAP_MAYMOVE);
+        if (worker->kept[place] == MAP_FAILED) abort();
+        worker->bytes[place] = bytes;
+        return;
+    }
+    switch (before > 4096 ? next(worker) % 3 : 0) {
+    case 0: munmap(start, before); break;
+    case 1: munmap(start, 4096), munmap(start + 4096, before - 4096); break;
+    case 2: munmap(start + 4096, before - 4096), munmap(start, 4096); break;
+    }
+    worker->kept[place] = NULL;
+}
+
 static void *work(void *argument) {
     struct worker *worker = argument;
     for (long round = 0; round < worker->rounds; round++) {
         int place = next(worker) % PLACES;
         size_t bytes = 1 + next(worker) % (round % 500 ? 12000 : 300000);
-        if (!worker->kept[place]) {
+        if (worker->kept[place] && worker->mapped[place]) {
+            work_on_mapping(worker, place, pages(bytes));
+        } else if (!worker->kept[place] && next(worker) % 8 == 0) {
+            worker->mapped[place] = 1;
+            worker->bytes[place] = pages(bytes);
+            worker->kept[place] = map(pages(bytes));
+        } else if (!worker->kept[place]) {
+            worker->mapped[place] = 0;
             worker->kept[place] = make(worker, bytes);
             worker->bytes[place] = bytes;
         } else if (next(worker) % 3 == 0) {

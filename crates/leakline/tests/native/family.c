@@ -27,6 +27,26 @@ void by_strdup(size_t bytes) {
     text[bytes - 1] = 0;
     KEEP(strdup(text));
 }
+/* Past malloc: what is mapped is lengthened, its front is given back again, and so is all of another mapping, in pieces. */
+void by_mmap(size_t bytes) {
+    char *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    KEEP(block);
+}
+void by_mremap(size_t bytes) {
+    char *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    block = mremap(block, bytes, 4 * bytes, MREMAP_MAYMOVE);
+    memset(block, 1, 4 * bytes);
+    if (munmap(block, bytes) || munmap(block + 2 * bytes, 2 * bytes)) abort();
+}
+void unmapped(size_t bytes) {
+    char *block = mmap(NULL, 4 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    KEEP(block);
+    /* Mapped anew, and then all of it at once. */
+    if (mmap(block, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != block) abort();
+    if (munmap(block + 3 * bytes, bytes) || munmap(block, 3 * bytes)) abort();
+    /* Neither addresses that are only set aside are memory, nor is a file. */
+    mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
 void given_back(size_t bytes) {
     void *block = malloc(bytes);
     KEEP(block);
