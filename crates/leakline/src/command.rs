@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::runs::Runs;
+use crate::runs::{Run, Runs};
+use crate::target::root::{Place, Root};
 use owner::Owner;
 
 mod attach;
@@ -111,6 +112,29 @@ impl Global {
             (None, Some(dir)) if std::env::var_os("LEAKLINE_DIR").is_none() => dir,
             _ => self.dir(),
         }
+    }
+
+    /// Where the tables of a process lie: in our folder, or in one of its own, where it sees other files than we do.
+    fn place_of(&self, owner: &Owner, pid: u32) -> Result<Place, Failure> {
+        let dir = self.dir_of(owner);
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        // One that has ended sees nothing any more.
+        let Ok(root) = Root::of(pid) else { return Ok(Place::shared(dir)) };
+        if root.sees(&dir) {
+            return Ok(Place::shared(dir));
+        }
+        let is_chosen = self.dir.is_some() || std::env::var_os("LEAKLINE_DIR").is_some();
+        root.place(&if is_chosen { dir } else { owner.usual_dir() })
+    }
+
+    /// The latest run that a process belongs to, in our folder or in its own.
+    fn run_of(&self, owner: &Owner, place: &Place, pid: u32) -> Result<Run, Failure> {
+        let dir = self.dir_of(owner);
+        let ours = Runs::open(&dir).and_then(|runs| runs.of_pid(pid));
+        if ours.is_ok() || place.ours == place.theirs {
+            return ours;
+        }
+        Runs::open(&place.ours)?.of_pid(pid)
     }
 
     /// The runs that there are.

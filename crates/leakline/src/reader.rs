@@ -35,6 +35,7 @@ pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Fai
         false => "/".to_owned(),
     };
     let mut worker = decode_beside(&bytes, Path::new(&root), look.as_ref()).map_err(refuse)?;
+    worker.pid = table.process.pid;
     worker.limit_bytes = limit_bytes;
     if let Some(resident) = table.process.resident() {
         (worker.alive, worker.killed) = (true, false);

@@ -43,11 +43,13 @@ pub struct Run {
     pub folder: PathBuf,
     /// What `leakline run` wrote down; absent in a folder of tables that came from elsewhere.
     pub record: Option<Record>,
+    /// The process that the record calls the server, by the id that it has for us.
+    pub server: Option<Identity>,
     /// Its tables, in the order in which their processes started.
     pub tables: Vec<TableFile>,
 }
 
-/// A table's place and the process that writes it.
+/// A table's place and the process that writes it, by the id that it has for us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableFile {
     /// The file.
@@ -80,6 +82,10 @@ pub struct Record {
     /// The server ran before the run: `leakline attach` began it.
     #[serde(default)]
     pub attached: bool,
+    /// The namespace that the server's process ids belong to, here and in the names of tables, see
+    /// [`process::namespace`].
+    #[serde(default)]
+    pub pid_namespace: Option<u64>,
 }
 
 impl Runs {
@@ -115,15 +121,27 @@ impl Runs {
     /// Makes the folder of a new run, whose server is about to be started.
     pub fn begin(&self, argv: Vec<String>, limit_bytes: Option<u64>) -> Result<Run, Failure> {
         let cwd = std::env::current_dir().unwrap_or_default();
-        self.make(argv, &cwd, limit_bytes, false)
+        self.make(argv, &cwd, limit_bytes, None)
     }
 
-    /// Makes the folder of a new run, whose server runs already, in the folder `cwd`.
-    pub fn begin_attached(&self, argv: Vec<String>, cwd: &Path, limit_bytes: Option<u64>) -> Result<Run, Failure> {
-        self.make(argv, cwd, limit_bytes, true)
+    /// Makes the folder of a new run, whose server, process `pid`, runs already, in the folder `cwd`.
+    pub fn begin_attached(
+        &self,
+        argv: Vec<String>,
+        cwd: &Path,
+        limit_bytes: Option<u64>,
+        pid: u32,
+    ) -> Result<Run, Failure> {
+        self.make(argv, cwd, limit_bytes, Some(pid))
     }
 
-    fn make(&self, argv: Vec<String>, cwd: &Path, limit_bytes: Option<u64>, attached: bool) -> Result<Run, Failure> {
+    fn make(
+        &self,
+        argv: Vec<String>,
+        cwd: &Path,
+        limit_bytes: Option<u64>,
+        attached: Option<u32>,
+    ) -> Result<Run, Failure> {
         let started = now();
         let launcher = std::process::id();
         let folder = self.dir.join(format!("run-{}-{launcher}", started as u64));
@@ -138,9 +156,10 @@ impl Runs {
             pid: 0,
             start_ticks: 0,
             limit_bytes,
-            attached,
+            attached: attached.is_some(),
+            pid_namespace: attached.map_or_else(process::own_namespace, process::namespace),
         };
-        let run = Run { folder, record: Some(record), tables: Vec::new() };
+        let run = Run { folder, record: Some(record), server: None, tables: Vec::new() };
         match run.record.iter().try_for_each(|record| record.write(&run.folder)) {
             Ok(()) => Ok(run),
             Err(failure) => {
@@ -206,11 +225,18 @@ impl Run {
             }
         }
         let entries = fs::read_dir(folder).map_err(|error| Failure::io("read", folder, &error))?;
+        let record: Option<Record> =
+            fs::read(folder.join(RECORD)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let elsewhere = record.as_ref().and_then(|record| record.pid_namespace);
+        let elsewhere = elsewhere.filter(|namespace| process::own_namespace() != Some(*namespace));
+        let known = elsewhere.map(process::of_namespace).unwrap_or_default();
+        let by_us = |process: Identity| known.get(&process).copied().unwrap_or(process);
+        let tables = entries.flatten().filter_map(|entry| TableFile::from_path(entry.path()));
         let mut tables: Vec<TableFile> =
-            entries.flatten().filter_map(|entry| TableFile::from_path(entry.path())).collect();
+            tables.map(|table| TableFile { process: by_us(table.process), ..table }).collect();
         tables.sort_by_key(|table| (table.process.start_ticks, table.process.pid));
-        let record = fs::read(folder.join(RECORD)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Ok(Self { folder: folder.to_owned(), record, tables })
+        let server = record.as_ref().map(|record| by_us(Identity { pid: record.pid, start_ticks: record.start_ticks }));
+        Ok(Self { folder: folder.to_owned(), record, server, tables })
     }
 
     /// The folder's name, by which `list` knows the run.
@@ -220,6 +246,8 @@ impl Run {
 
     /// The server has been started.
     pub fn started_as(&mut self, server: Identity) -> Result<(), Failure> {
+        self.server = Some(server);
+        let server = process::in_its_namespace(server);
         self.update(|record| (record.pid, record.start_ticks) = (server.pid, server.start_ticks))
     }
 
@@ -245,8 +273,7 @@ impl Run {
     }
 
     fn processes(&self) -> impl Iterator<Item = Identity> {
-        let server = self.record.iter().map(|record| Identity { pid: record.pid, start_ticks: record.start_ticks });
-        server.chain(self.tables.iter().map(|table| table.process))
+        self.server.into_iter().chain(self.tables.iter().map(|table| table.process))
     }
 
     fn holds(&self, pid: u32) -> bool {

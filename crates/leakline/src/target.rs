@@ -6,4 +6,5 @@ pub mod limit;
 pub mod memory;
 pub mod process;
 pub mod python;
+pub mod root;
 pub mod snapshot;

@@ -1,25 +1,21 @@
-//! `leakline attach` and `detach` on servers that run, and on whatever else somebody may name: is the leak found as under
-//! `leakline run`, does no request fail, and is the process left as it was?
+//! `leakline attach` and `detach` on servers that run: is the leak found as under `leakline run`, does no request fail, and is
+//! nothing left behind?
 mod harness;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use harness::Server;
+use harness::victim::{Victim, leakline, maps, python, said};
 use leakline::drive::plan::Plan;
 use leakline::target::process::descendants;
 use leakline_table::layout::{FLAG_SMALL, Loss, SampleRecord};
 use leakline_table::reader::Snapshot;
-use nix::sys::ptrace;
-use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A busy machine makes the sampler coarser, so servers don't run side by side.
@@ -44,10 +40,6 @@ fn start(version: &str, folder: &str, arguments: &str) -> Option<Server> {
     let command: Vec<OsString> =
         [python.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
     Some(Server::start_alone(&command, &at, port))
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// Runs a command on the server's process tree, which has to do it.
@@ -162,161 +154,6 @@ fn uvicorn() {
     check(&["3.11", "3.13"], arguments, &SHOP);
 }
 
-/// A process that ends with the test.
-struct Victim(Child);
-
-impl Victim {
-    fn start(command: &mut Command) -> Victim {
-        harness::build_agent();
-        Victim(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    /// Runs Python, and waits until it says a line.
-    fn python(python: &Path, script: &str, arguments: &[&OsStr]) -> Victim {
-        let mut victim = Victim::start(Command::new(python).args(["-u", "-c", script]).args(arguments));
-        victim.line();
-        victim
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = Vec::new();
-        let output = self.0.stdout.as_mut().unwrap();
-        while line.last() != Some(&b'\n') {
-            let mut byte = [0];
-            assert_eq!(output.read(&mut byte).unwrap(), 1, "it ended");
-            line.push(byte[0]);
-        }
-        String::from_utf8(line).unwrap().trim_end().to_owned()
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn signal(&self, signal: Signal) {
-        signal::kill(Pid::from_raw(self.pid() as i32), signal).unwrap();
-    }
-
-    /// It runs as it did: no agent is in it, and nobody traces it.
-    fn is_untouched(&self) {
-        assert!(!maps(self.pid()).contains("/agent-"), "{}", maps(self.pid()));
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        assert!(status.contains("TracerPid:\t0"), "{status}");
-    }
-}
-
-impl Drop for Victim {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn maps(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default()
-}
-
-/// leakline with tables in a folder of this test.
-fn leakline(tables: &Path, arguments: &[&str]) -> Output {
-    Command::new(harness::LEAKLINE).arg("--dir").arg(tables.join("runs")).args(arguments).output().unwrap()
-}
-
-fn attach(tables: &Path, pid: u32) -> Output {
-    leakline(tables, &["attach", "--budget", "100", &pid.to_string()])
-}
-
-fn python() -> PathBuf {
-    harness::python("3.11", &harness::root().join("cases/user-list/requirements.txt"))
-        .or_else(|| harness::python("system", &harness::root().join("cases/user-list/requirements.txt")))
-        .expect("some Python is here")
-}
-
-/// What must be refused, with this exit code and a word of the reason; the process is left as it was.
-fn refused(tables: &Path, victim: &Victim, code: i32, why: &str) {
-    let output = attach(tables, victim.pid());
-    assert_eq!(output.status.code(), Some(code), "{}", said(&output));
-    assert!(said(&output).contains(why), "{}", said(&output));
-    assert_eq!(said(&output).lines().count(), 1, "{}", said(&output));
-    victim.is_untouched();
-    assert_eq!(leakline(tables, &["report", &victim.pid().to_string()]).status.code(), Some(4), "no run is left");
-}
-
-#[test]
-fn what_cannot_be_attached_to_is_named_and_left_as_it_was() {
-    let tables = harness::folder("refused");
-    let no_python = Victim::start(Command::new("sleep").arg("300"));
-    while !maps(no_python.pid()).contains("libc.so") {
-        sleep(Duration::from_millis(5));
-    }
-    refused(&tables, &no_python, 8, "no CPython");
-    let detached = leakline(&tables, &["detach", &no_python.pid().to_string()]);
-    assert_eq!(detached.status.code(), Some(8), "{}", said(&detached));
-    no_python.signal(Signal::SIGSTOP);
-    while !std::fs::read_to_string(format!("/proc/{}/stat", no_python.pid())).unwrap().contains(") T ") {
-        sleep(Duration::from_millis(5));
-    }
-    refused(&tables, &no_python, 1, "is stopped");
-    drop(no_python);
-
-    // Nobody has waited for it.
-    let mut ended = Victim::start(&mut Command::new("true"));
-    while !std::fs::read_to_string(format!("/proc/{}/stat", ended.pid())).unwrap().contains(") Z ") {
-        sleep(Duration::from_millis(5));
-    }
-    refused(&tables, &ended, 7, "has ended");
-    ended.0.wait().unwrap();
-    let gone = attach(&tables, ended.pid());
-    assert_eq!((gone.status.code(), said(&gone).contains("there is no process")), (Some(7), true), "{}", said(&gone));
-
-    let idle = Victim::python(&python(), "print('ready'); input()", &[]);
-    ptrace::seize(Pid::from_raw(idle.pid() as i32), ptrace::Options::empty()).unwrap();
-    let output = attach(&tables, idle.pid());
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("is being traced"), "{}", said(&output));
-    assert!(!maps(idle.pid()).contains("/agent-"));
-    drop(idle);
-
-    let elsewhere = Victim::start(Command::new("unshare").args(["--mount", "sleep", "300"]));
-    let is_there = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default() == "sleep\n";
-    let mut elsewhere = Some(elsewhere);
-    while let Some(victim) = elsewhere.as_mut() {
-        if victim.0.try_wait().unwrap().is_some() {
-            eprintln!("skipped: this user may make no mount namespace");
-            elsewhere = None;
-        } else if is_there(victim.pid()) {
-            refused(&tables, victim, 8, "other files");
-            elsewhere = None;
-        }
-    }
-
-    std::fs::remove_dir_all(tables).unwrap();
-}
-
-/// The agent itself says no, when it is loaded already: it has to go again.
-#[test]
-fn a_python_that_is_not_known_gets_rid_of_the_agent_again() {
-    let tables = harness::folder("unknown");
-    let source = tables.join("unknown.c");
-    let text = "#include <unistd.h>\nint Py_IsInitialized(void) { return 1; }\n\
-        const char *Py_GetVersion(void) { return \"2.7.18 (main)\"; }\nint main(void) { write(1, \"\\n\", 1); for (;;) pause(); }";
-    std::fs::write(&source, text).unwrap();
-    let program = tables.join("unknown");
-    let compiled = Command::new("cc").args(["-w", "-rdynamic", "-o"]).arg(&program).arg(&source).status().unwrap();
-    assert!(compiled.success(), "cc, which Rust links with, fails");
-    let mut unknown = Victim::start(&mut Command::new(&program));
-    unknown.line();
-    let before = maps(unknown.pid());
-    refused(&tables, &unknown, 8, "2.7.18");
-    // The loader may have made its heap meanwhile, and nothing else.
-    let new: Vec<_> = maps(unknown.pid()).lines().filter(|line| !before.contains(*line)).map(str::to_owned).collect();
-    assert!(new.iter().all(|line| line.contains("[heap]") || line.contains("[stack]")), "{new:#?}");
-    std::fs::remove_dir_all(tables).unwrap();
-}
-
 #[test]
 fn a_process_is_attached_to_once_at_a_time() {
     let tables = harness::folder("once");
@@ -362,6 +199,142 @@ fn a_process_is_attached_to_once_at_a_time() {
     std::fs::remove_dir_all(tables).unwrap();
 }
 
+/// It says from time to time what there is, leaves, and reports.
+#[test]
+fn attaching_for_a_while_ends_with_the_report() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(server) = start("3.11", "cases/user-list", "-m gunicorn --bind 127.0.0.1:{port} app:app") else { return };
+    server.drive_well(&plan("/", 5, 0));
+    let pid = server.launcher().to_string();
+    let output = std::thread::scope(|scope| {
+        let command = scope.spawn(|| server.leakline(&["--json", "attach", "--budget", "20", "--for", "8s", &pid]));
+        // Requests all the while, of which those count that come while the agent is there.
+        while !command.is_finished() {
+            server.drive_well(&plan("/", 50, 100));
+        }
+        command.join().unwrap()
+    });
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let summaries = String::from_utf8(output.stderr).unwrap();
+    let last = summaries.lines().last().unwrap();
+    assert!(summaries.lines().all(|line| line.contains(" s left; ")), "{summaries}");
+    assert!(last.contains(" requests, ") && last.contains("GET / leaves"), "{summaries}");
+    named(&serde_json::from_slice(&output.stdout).unwrap(), &USER_LIST);
+    // It has left.
+    assert_eq!(server.leakline(&["detach", &pid]).status.code(), Some(9));
+}
+
+/// Runs a command so that it sees an empty folder where the tests have theirs, but for the folders in it; and so on, as
+/// `unshare` is told.
+fn in_a_container(flags: &[&str], command: Vec<OsString>) -> Vec<OsString> {
+    let script = "cd \"$0\" && folders=$(ls -d */) && mount -t tmpfs none . && cd \"$0\" && mkdir $folders && \
+                  cd / && exec \"$@\"";
+    let words = [&["unshare", "--mount"], flags, &["--", "sh", "-c", script]].concat();
+    words.into_iter().map(OsString::from).chain([env!("CARGO_TARGET_TMPDIR").into()]).chain(command).collect()
+}
+
+/// May this user make namespaces at all, and does this kernel have them?
+fn has_namespaces(flags: &[&str]) -> bool {
+    let tried = Command::new("unshare").args(["--mount"]).args(flags).arg("true").output();
+    let has = tried.as_ref().is_ok_and(|output| output.status.success());
+    if !has {
+        eprintln!("skipped: unshare --mount {flags:?}: {tried:?}");
+    }
+    has
+}
+
+/// A server with files and process ids of its own: the tables lie in its files, and it has our ids in the report.
+#[test]
+fn a_server_in_a_container_is_attached_to_from_outside() {
+    let flags = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !has_namespaces(&flags) {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let at = harness::root().join("cases/user-list");
+    let Some(python) = harness::python("3.11", &at.join("requirements.txt")) else { return };
+    let port = harness::free_port();
+    let arguments = format!("-m gunicorn --chdir {} --bind 127.0.0.1:{port} app:app", at.display());
+    let command = [python.into_os_string()].into_iter().chain(arguments.split(' ').map(OsString::from)).collect();
+    let server = Server::start_alone(&in_a_container(&flags, command), &at, port);
+    server.drive_well(&plan("/", 5, 0));
+    // The first process in there is gunicorn's master, and the second its worker.
+    let inside = descendants(server.launcher());
+    let (master, worker) = (inside[0].to_string(), u64::from(inside[1]));
+    let attached = server.leakline(&["attach", "--budget", "20", &master]);
+    assert_eq!(attached.status.code(), Some(0), "{}", said(&attached));
+    server.drive_well(&plan("/", 600, 0));
+    let report = server.leakline(&["report", "--json", &master]);
+    assert!(report.status.success(), "{}", said(&report));
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    named(&report, &USER_LIST);
+    let workers = report["target"]["workers"].as_array().unwrap();
+    let served = workers.iter().find(|process| process["requests"] != 0).unwrap();
+    assert!(served["pid"] == worker && served["alive"] == true, "{report:#}");
+    // Who holds it is known from a snapshot that the worker has taken of itself, and its memory from outside.
+    let leak = report["findings"].as_array().unwrap().iter().find(|finding| finding["kind"] == "leak").unwrap();
+    assert!(leak["holder"]["text"].as_str().is_some_and(|text| text.contains("users_list")), "{leak:#}");
+    assert!(!report["rss"]["ledger"].is_null(), "{report:#}");
+    let nothing_here = std::fs::read_dir(server.tables()).map_or(0, |entries| entries.count());
+    assert_eq!(nothing_here, 0, "its tables lie where it can write");
+    let detached = server.leakline(&["detach", &master]);
+    assert_eq!(detached.status.code(), Some(0), "{}", said(&detached));
+    let ended = server.leakline(&["report", "--json", &worker.to_string()]);
+    assert!(ended.status.success(), "{}", said(&ended));
+}
+
+/// Each in namespaces of its own, or in another root.
+#[test]
+fn a_process_apart_is_attached_to_and_left() {
+    let tables = harness::folder("apart");
+    let script =
+        "kept = []\nprint('ready')\nwhile True:\n    input()\n    kept.append(b'x' * 4_000_000)\n    print('kept')";
+    let root = tables.join("root");
+    std::fs::create_dir(&root).unwrap();
+    let chroot = format!("mount --rbind / {0} && exec chroot {0} \"$@\"", root.display());
+    let apart: [(&[&str], Option<&str>); 5] = [
+        (&["--net"], None),
+        (&["--user", "--map-root-user"], None),
+        (&["--pid", "--fork", "--kill-child"], None),
+        (&["--uts", "--ipc", "--cgroup"], None),
+        (&["--mount"], Some(&chroot)),
+    ];
+    for (flags, within) in apart {
+        if !has_namespaces(flags) {
+            continue;
+        }
+        let mut command = Command::new("unshare");
+        command.args(flags).arg("--");
+        if let Some(within) = within {
+            command.args(["sh", "-c", within, "sh"]);
+        }
+        let mut victim = Victim::start(command.arg(python()).args(["-u", "-c", script]));
+        victim.line();
+        // Itself, or its child where unshare has forked.
+        let pid = descendants(victim.pid()).first().copied().unwrap_or(victim.pid());
+        let done = |arguments: &[&str]| {
+            let output = leakline(&tables, &[arguments, &[&pid.to_string()]].concat());
+            assert_eq!(output.status.code(), Some(0), "{flags:?}: {}", said(&output));
+            output
+        };
+        done(&["attach", "--exact"]);
+        for _ in 0..3 {
+            victim.say("");
+            victim.line();
+        }
+        let report: Value = serde_json::from_slice(&done(&["report", "--json"]).stdout).unwrap();
+        let process = &report["target"]["workers"][0];
+        assert!(process["pid"] == pid && process["alive"] == true, "{flags:?}: {report:#}");
+        // The first line may be what lets the agent in.
+        let live = report["unattributed"]["live_bytes"].as_f64().unwrap();
+        assert!((8e6..13e6).contains(&live), "{flags:?}: {report:#}");
+        done(&["detach"]);
+        victim.say("");
+        victim.line();
+    }
+    std::fs::remove_dir_all(tables).unwrap();
+}
+
 /// The main thread never waits; the others wait for it to let go of the GIL.
 #[test]
 fn a_process_that_never_waits_is_attached_to() {
@@ -379,47 +352,42 @@ fn a_process_that_never_waits_is_attached_to() {
     std::fs::remove_dir_all(tables).unwrap();
 }
 
-/// Who may not trace a process is told so.
-#[test]
-fn somebody_elses_process_is_refused() {
-    let tables = harness::folder("foreign");
-    let idle = Victim::python(&python(), "print('ready'); input()", &[]);
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root can play two users");
-        return;
-    }
-    let mut command = Command::new(harness::LEAKLINE);
-    command.args(["--dir", "/nonexistent", "attach", &idle.pid().to_string()]).uid(65534).gid(65534);
-    match command.output() {
-        Ok(output) => {
-            assert_eq!(output.status.code(), Some(6), "{}", said(&output));
-            assert!(said(&output).contains("belongs to user 0"), "{}", said(&output));
-        }
-        Err(error) => eprintln!("skipped: nobody may not run the command where it lies: {error}"),
-    }
-    idle.is_untouched();
-    std::fs::remove_dir_all(tables).unwrap();
-}
-
-/// What is shown as living lives, and in sum it is as much as there is: nobody's malloc or free was missed.
+/// What is shown as living lives, and in sum it is as much as there is: nobody's malloc or free was missed, be it the C
+/// library's own, by a pointer that was looked up before we came, by a library that was loaded after that, or C++'s.
 #[test]
 fn whoever_frees_a_block_is_seen() {
+    churn(60_000, &["--budget", "100"]);
+}
+
+/// The same for as long as scripts/attach-long has time: 10 million operations, each of them recorded.
+#[test]
+#[ignore = "takes minutes"]
+fn ten_million_operations_of_eight_threads_leave_what_the_table_says() {
+    churn(1_250_000, &["--exact"]);
+}
+
+/// Makes so many operations in each of 8 threads, and compares what they have kept with the table.
+fn churn(rounds: u64, effort: &[&str]) {
     const THREADS: &str = "8";
-    const ROUNDS: &str = "60000";
-    let script = "import ctypes, sys\nprint('ready')\ninput()\n\
-        failed = ctypes.CDLL(sys.argv[1]).churn(int(sys.argv[2]), ctypes.c_long(int(sys.argv[3])), sys.argv[4].encode())\n\
+    let script = "import ctypes, sys\nearly = ctypes.CDLL(sys.argv[1])\nearly.remember.restype = ctypes.c_void_p\n\
+        free = ctypes.c_void_p(early.remember())\nprint('ready')\ninput()\n\
+        threads, rounds = int(sys.argv[3]), ctypes.c_long(int(sys.argv[4]))\n\
+        failed = ctypes.CDLL(sys.argv[2]).churn(threads, rounds, sys.argv[5].encode(), free)\n\
         print('failed' if failed else 'done')\ninput()";
     let tables = harness::folder("churn");
-    let library = tables.join("churn.so");
+    let [early, late] = ["early.so", "late.so"].map(|name| tables.join(name));
     let source = harness::root().join("crates/leakline/tests/attach/churn.c");
     let mut compiler = Command::new("cc");
-    compiler.args(["-O1", "-w", "-fno-builtin", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+    compiler.args(["-O1", "-w", "-fno-builtin", "-shared", "-fPIC", "-o"]).arg(&early).arg(source);
     assert!(compiler.args(["-ldl", "-lpthread"]).status().unwrap().success(), "cc, which Rust links with, fails");
+    std::fs::copy(&early, &late).unwrap();
     let truth = tables.join("truth");
-    let arguments = [library.as_os_str(), THREADS.as_ref(), ROUNDS.as_ref(), truth.as_os_str()];
+    let rounds = rounds.to_string();
+    let arguments = [early.as_os_str(), late.as_os_str(), THREADS.as_ref(), rounds.as_ref(), truth.as_os_str()];
     let mut churning = Victim::python(&python(), script, &arguments);
     let runs = tables.join("runs");
-    let attached = attach(&tables, churning.pid());
+    let pid = churning.pid().to_string();
+    let attached = leakline(&tables, &[&["attach"], effort, &[&pid]].concat());
     assert_eq!(attached.status.code(), Some(0), "{}", said(&attached));
     churning.say("");
     assert_eq!(churning.line(), "done");
@@ -458,7 +426,8 @@ fn whoever_frees_a_block_is_seen() {
     assert!(table.samples.iter().any(|sample| is_mapping(&sample.record)), "what libraries map is not seen");
     // What a thread could not record because another one was descheduled with the lock is counted.
     let lost = table.header.lost[Loss::Contention as usize];
-    assert!(gone.len() as u64 <= lost && lost < table.header.samples_taken / 10, "{lost} were lost; gone: {gone:x?}");
+    let taken = table.header.samples_taken;
+    assert!(gone.len() as u64 <= lost && lost < taken / 10, "{lost} of {taken} were lost; gone: {gone:x?}");
     // Six standard errors, and what was lost.
     let allowed = 6.0 * variance.sqrt() + 0.1 * kept;
     assert!((found - kept).abs() < allowed, "{kept} bytes are kept, {found} ± {allowed} were seen in {count} samples");

@@ -1,7 +1,6 @@
 //! `leakline attach`: from a process id to a server that is recorded from now on, and to its report if that is wanted.
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
@@ -12,12 +11,14 @@ use super::effort::Effort;
 use super::owner::Owner;
 use super::{Global, print, report, say};
 use crate::failure::{Exit, Failure};
+use crate::report::{count, size};
 use crate::runs::{Run, Runs};
 use crate::target::agent::Source;
 use crate::target::attach::examine::{Target, gone};
 use crate::target::attach::{Outcome, Wishes, attach};
 use crate::target::limit;
 use crate::target::process::{Identity, descendants};
+use crate::target::root::Place;
 
 /// Watch the memory of a server that runs already
 ///
@@ -97,21 +98,30 @@ impl Attach {
         let targets = targets(self.pid)?;
         let first = &targets[0];
         let owner = Owner::of(first.user, first.group);
-        let (run, agent) = owner.act(|| self.prepare(global, &owner, first.pid))?;
+        let place = global.place_of(&owner, first.pid)?;
+        let (run, agent) = owner.act(|| self.prepare(&place, first.pid))?;
+        let folder = place.join(&run.name());
         let wishes = Wishes {
             agent: &agent,
-            tables: &run.folder,
+            tables: &folder.theirs,
             table_bytes: self.effort.table_bytes(),
             budget: self.effort.budget(),
             exact: self.effort.exact,
         };
+        let attach = |target: &Target| {
+            if !target.root.is_that_of(&first.root) {
+                let what = format!("process {} sees other files than process {}", target.pid, first.pid);
+                return Err(Failure::new(Exit::Unsupported, what, "attach to it by its own process id"));
+            }
+            attach(target, &wishes)
+        };
         let mut outcomes: Vec<(u32, Result<Outcome, Failure>)> =
-            targets.iter().map(|target| (target.pid, attach(target, &wishes))).collect();
+            targets.iter().map(|target| (target.pid, attach(target))).collect();
         // Those that were forked from a process before the agent was in it. Others have it from their parent.
         for pid in descendants(self.pid) {
             if !targets.iter().any(|target| target.pid == pid) {
                 if let Ok(target) = Target::examine(pid) {
-                    let outcome = attach(&target, &wishes);
+                    let outcome = attach(&target);
                     if !outcome.as_ref().is_err_and(|failure| failure.exit == Exit::Already) {
                         outcomes.push((pid, outcome));
                     }
@@ -119,7 +129,7 @@ impl Attach {
             }
         }
         let lines = outcomes.iter().map(|(pid, outcome)| Line::new(*pid, outcome)).collect();
-        let listing = Listing { run: run.folder.display().to_string(), processes: lines };
+        let listing = Listing { run: folder.shown.display().to_string(), processes: lines };
         if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
             owner.act(|| run.delete());
             return match outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
@@ -140,28 +150,39 @@ impl Attach {
     }
 
     /// Makes the run's folder, and puts the agent where the process can open it.
-    fn prepare(&self, global: &Global, owner: &Owner, pid: u32) -> Result<(Run, PathBuf), Failure> {
-        let runs = Runs::create(&global.dir_of(owner))?;
+    fn prepare(&self, place: &Place, pid: u32) -> Result<(Run, Place), Failure> {
+        let runs = Runs::create(&place.ours)?;
         runs.prune(self.effort.keep as usize - 1);
         let agent = Source::find()?.install(runs.dir())?;
+        let agent = place.join(&agent.file_name().unwrap_or_default().to_string_lossy());
         let process = Process::new(pid as i32).ok();
         let argv = process.as_ref().and_then(|process| process.cmdline().ok()).unwrap_or_default();
         let cwd = process.and_then(|process| process.cwd().ok()).unwrap_or_default();
-        let mut run = runs.begin_attached(argv, &cwd, limit::of(pid))?;
+        let mut run = runs.begin_attached(argv, &cwd, limit::of(pid), pid)?;
         if let Some(identity) = Identity::of(self.pid) {
             run.started_as(identity)?;
         }
         Ok((run, agent))
     }
 
-    /// Waits, reports, and leaves.
+    /// Says from time to time what there is so far, leaves, and reports.
     fn watch(&self, global: &Global, owner: &Owner, run: &Run, duration: Duration) -> Result<ExitCode, Failure> {
         let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         // Either way it is time.
         let _ = ends.thread_block();
-        let time = libc::timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) };
-        // SAFETY: a set and a time of our own.
-        unsafe { libc::sigtimedwait(ends.as_ref(), std::ptr::null_mut(), &time) };
+        let began = Instant::now();
+        let period = (duration / 10).clamp(LEAST_PERIOD, MOST_PERIOD);
+        loop {
+            let time = period.min(duration.saturating_sub(began.elapsed()));
+            let time = libc::timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+            // SAFETY: a set and a time of our own.
+            let is_enough = unsafe { libc::sigtimedwait(ends.as_ref(), std::ptr::null_mut(), &time) } > 0;
+            let left = duration.saturating_sub(began.elapsed());
+            if is_enough || left.is_zero() || Identity::of(self.pid).is_none() {
+                break;
+            }
+            say(&owner.act(|| so_far(run, left)));
+        }
         let lines = super::detach::leave(self.pid);
         lines.iter().for_each(|(pid, outcome)| say_failure(*pid, outcome));
         owner.act(|| {
@@ -172,6 +193,25 @@ impl Attach {
         })?;
         Ok(Exit::Done.into())
     }
+}
+
+/// How often is said what there is so far: in the tenth part of the time, within these bounds.
+const LEAST_PERIOD: Duration = Duration::from_secs(1);
+const MOST_PERIOD: Duration = Duration::from_secs(60);
+
+/// What there is so far, in a line.
+fn so_far(run: &Run, left: Duration) -> String {
+    let left = left.as_secs() + 1;
+    let Ok(findings) = Run::open(&run.folder).and_then(|run| report::of(&run, false)) else {
+        return format!("{left} s left; no request so far");
+    };
+    let (requests, resident) = (count(findings.window.requests), size(findings.rss.now as f64));
+    let said = match &findings.findings[..] {
+        [] => "nothing found so far".to_owned(),
+        [first] => first.summary.clone(),
+        [first, others @ ..] => format!("{} (and {} more)", first.summary, others.len()),
+    };
+    format!("{left} s left; {requests} requests, {resident} resident; {said}")
 }
 
 fn say_failure(pid: u32, outcome: &Result<Outcome, Failure>) {

@@ -8,7 +8,6 @@ use super::attach::Line;
 use super::owner::Owner;
 use super::{Global, print};
 use crate::failure::{Exit, Failure};
-use crate::runs::Runs;
 use crate::target::attach::examine::Target;
 use crate::target::attach::{Outcome, detach};
 use crate::target::process::descendants;
@@ -34,6 +33,7 @@ impl Detach {
     /// Detaches from the process and its children.
     pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
         let owner = Owner::of_process(self.pid);
+        let place = global.place_of(&owner, self.pid)?;
         let outcomes = leave(self.pid);
         let lines: Vec<Line> = outcomes.iter().map(|(pid, outcome)| Line::new(*pid, outcome)).collect();
         let is_done = outcomes.iter().any(|(_, outcome)| outcome.is_ok());
@@ -46,7 +46,7 @@ impl Detach {
         }
         // The tables may lie in a folder that was named when they were begun, and not now.
         owner.act(|| {
-            if let Ok(mut run) = Runs::open(&global.dir_of(&owner)).and_then(|runs| runs.of_pid(self.pid)) {
+            if let Ok(mut run) = global.run_of(&owner, &place, self.pid) {
                 run.left()?;
             }
             Ok(())

@@ -13,7 +13,7 @@ use crate::heap::summary::{self, Change, Held, OfType, Summary};
 use crate::heap::{self, Graph};
 use crate::reader::printable;
 use crate::report::{count, size};
-use crate::runs::{Run, Runs, TableFile};
+use crate::runs::{Run, TableFile};
 use crate::target::snapshot::{self, Forecast};
 
 /// Show what is in a worker's heap, and who holds it
@@ -87,8 +87,9 @@ impl Heap {
             Ok(pid) => {
                 // What root does in the folder of somebody's server it does with that user's rights.
                 let owner = Owner::of_process(pid);
+                let place = global.place_of(&owner, pid)?;
                 owner.act(|| {
-                    let run = Runs::open(&global.dir_of(&owner))?.of_pid(pid)?;
+                    let run = global.run_of(&owner, &place, pid)?;
                     let taken = self.take(&worker(&run, pid)?)?;
                     heap::open(&taken.path).map(|graph| (taken.path, Some(taken.pause), graph))
                 })?

@@ -71,7 +71,7 @@ impl RunLine {
             folder: run.folder.display().to_string(),
             alive: run.is_alive(),
             command: record.map(|record| record.argv.clone()),
-            pid: record.map(|record| record.pid),
+            pid: run.server.map(|server| server.pid),
             started: record.map(|record| record.started),
             ended: record.and_then(|record| record.ended),
             exit_code: record.and_then(|record| record.exit_code),

@@ -29,9 +29,14 @@ impl Owner {
         }
     }
 
-    /// Where this user's tables live, if that is not for us to choose as our own.
+    /// Where this user's tables live, where nobody has said otherwise.
+    pub fn usual_dir(&self) -> PathBuf {
+        PathBuf::from(format!("/tmp/leakline-{}", self.user))
+    }
+
+    /// The same, if that is not for us to choose as our own.
     pub fn foreign_dir(&self) -> Option<PathBuf> {
-        (self.user != geteuid()).then(|| PathBuf::from(format!("/tmp/leakline-{}", self.user)))
+        (self.user != geteuid()).then(|| self.usual_dir())
     }
 
     /// Does something with this user's rights.

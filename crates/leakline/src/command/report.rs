@@ -1,6 +1,6 @@
 //! `leakline report`: from the tables of a run to what they say about its memory.
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anstream::stream::RawStream;
@@ -13,7 +13,7 @@ use crate::analyze::evidence::Evidence;
 use crate::failure::{Exit, Failure};
 use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
-use crate::runs::{Run, Runs};
+use crate::runs::Run;
 
 mod holders;
 
@@ -58,9 +58,15 @@ impl Report {
     /// Prints the report.
     pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
         // Root's look at the tables of somebody's server is no more than their owner's.
-        let owner = self.of.as_ref().and_then(|of| of.parse().ok()).map(Owner::of_process);
+        let process = self.of.as_ref().and_then(|of| of.parse().ok());
+        let owner = process.map(Owner::of_process);
+        let place = process.zip(owner).map(|(pid, owner)| global.place_of(&owner, pid)).transpose()?;
         let read = || {
-            let run = self.run(global, owner.as_ref())?;
+            let run = match (&self.of, process.zip(owner), &place) {
+                (_, Some((pid, owner)), Some(place)) => global.run_of(&owner, place, pid)?,
+                (Some(folder), ..) => Run::open(Path::new(folder))?,
+                (None, ..) => global.runs()?.latest()?,
+            };
             let findings = of(&run, !self.no_snapshot)?;
             if run.record.as_ref().is_some_and(|record| record.attached) {
                 // `leakline run` does so while its server runs; here nobody else is there to do it.
@@ -80,18 +86,6 @@ impl Report {
             findings.findings.iter().any(|finding| finding.kind == kind)
         });
         Ok(if found { Exit::Found } else { Exit::Done }.into())
-    }
-
-    /// The run of the process that `owner` owns, or whichever else is meant.
-    fn run(&self, global: &Global, owner: Option<&Owner>) -> Result<Run, Failure> {
-        match (&self.of, owner) {
-            (None, _) => global.runs()?.latest(),
-            (Some(of), None) => Run::open(Path::new(of)),
-            (Some(of), Some(owner)) => match of.parse() {
-                Ok(pid) => Runs::open(&global.dir_of(owner))?.of_pid(pid),
-                Err(_) => Run::open(Path::new(of)),
-            },
-        }
     }
 }
 
@@ -127,7 +121,14 @@ pub fn printed(findings: &Findings, run: &Run, global: &Global, stream: &impl Ra
         return report::json(findings) + "\n";
     }
     let home = Path::new(run.record.as_ref().map_or("", |record| &record.cwd));
-    let source = |file: &str, line: u32| source_line(&home.join(file), line);
+    // As the server sees its files, where it runs: in a container they are others than ours.
+    let alive = run.tables.iter().find(|table| table.process.is_alive());
+    let root = alive.map(|table| PathBuf::from(format!("/proc/{}/root", table.process.pid)));
+    let root = root.filter(|root| root.is_dir()).unwrap_or_else(|| "/".into());
+    let source = |file: &str, line: u32| {
+        let file = home.join(file);
+        source_line(&file.strip_prefix("/").map_or(file.clone(), |inside| root.join(inside)), line)
+    };
     report::text(findings, Printed { source: &source, colour: global.coloured(stream) })
 }
 

@@ -20,6 +20,7 @@ use leakline_table::attachment::{Attachment, FUNCTIONS, REASON_BYTES, SYMBOL, St
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use crate::failure::{Exit, Failure};
+use crate::target::root::Place;
 use examine::{Target, forbidden, gone};
 use jumps::Jump;
 use memory::{Library, Maps, Memory};
@@ -34,9 +35,9 @@ mod thread;
 
 /// What the agent is to do.
 pub struct Wishes<'w> {
-    /// Its file.
-    pub agent: &'w Path,
-    /// The run's folder, in which each process makes its table.
+    /// Its file, by the name by which the process sees it, and by ours.
+    pub agent: &'w Place,
+    /// The run's folder, in which each process makes its table, as the process sees it.
     pub tables: &'w Path,
     /// Bytes of a table.
     pub table_bytes: u64,
@@ -254,11 +255,12 @@ impl<'t> Session<'t> {
 
     /// Loads the agent where there is none, leads the allocator to it, and makes it ask the interpreter to be let in.
     fn bring_in(&mut self, wishes: &Wishes) -> Result<Outcome, Failure> {
-        let file = fs::read(wishes.agent).map_err(|error| Failure::io("read", wishes.agent, &error))?;
-        let fresh = Library::at(&file, 0, wishes.agent)
+        let Place { ours, theirs, .. } = wishes.agent;
+        let file = fs::read(ours).map_err(|error| Failure::io("read", ours, &error))?;
+        let fresh = Library::at(&file, 0, theirs)
             .ok_or_else(|| self.failed("attach to", &"the agent is no library for x86-64"))?;
         // Whichever file it came from, only the same agent is used again.
-        let present = self.agent.take().filter(|agent| agent.0.file.file_name() == wishes.agent.file_name());
+        let present = self.agent.take().filter(|agent| agent.0.file.file_name() == theirs.file_name());
         let (mut thread, stopped) = self.main_thread()?;
         let done = Caller::new(&mut thread, &self.memory)
             .map_err(|trouble| self.failed("attach to", &trouble))
@@ -281,7 +283,7 @@ impl<'t> Session<'t> {
         let agent = match present {
             Some(agent) => agent,
             None => {
-                let (handle, agent) = self.load(caller, fresh, wishes.agent)?;
+                let (handle, agent) = self.load(caller, fresh, &wishes.agent.theirs)?;
                 loaded = Some(handle);
                 agent
             }
@@ -454,20 +456,26 @@ impl<'t> Session<'t> {
         jumps: &[Jump],
         act: impl FnOnce(&Memory) -> io::Result<()>,
     ) -> Result<usize, Failure> {
-        let mut others = Vec::new();
-        let mut known = HashSet::from([self.target.pid as i32]);
+        let pid = self.target.pid;
+        let mut others: Vec<Thread> = Vec::new();
+        let mut known = HashSet::from([pid as i32]);
         // Threads that run meanwhile may start others.
         loop {
-            let new: Vec<i32> = threads(self.target.pid).into_iter().filter(|id| known.insert(*id)).collect();
+            let new: Vec<i32> = threads(pid).into_iter().filter(|id| known.insert(*id)).collect();
             if new.is_empty() {
                 break;
             }
-            for id in new {
-                match Thread::seize(id).and_then(|mut thread| thread.stop().map(|()| thread)) {
+            // All are told before the first is waited for: what the server waits for is the slowest, and not the sum.
+            let told = new.into_iter().map(|id| {
+                let thread = Thread::seize(id).and_then(|mut thread| thread.interrupt().map(|()| thread));
+                (id, thread)
+            });
+            for (id, told) in told.collect::<Vec<_>>() {
+                match told.and_then(|mut thread| thread.await_stop().map(|()| thread)) {
                     Ok(thread) => others.push(thread),
                     Err(Trouble::Ended) => {}
                     // The kernel refuses, in words of its own, one that is about to end.
-                    Err(Trouble::System(..)) if has_ended(self.target.pid, id) => {}
+                    Err(Trouble::System(..)) if has_ended(pid, id) => {}
                     Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
                 }
             }

@@ -1,4 +1,8 @@
 //! From a process id to what `/proc` knows of the process.
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use procfs::process::{Process, Stat};
 
 /// One process, told apart from a later one with the same id by the moment it started.
@@ -29,6 +33,30 @@ impl Identity {
         }
         Some(Resident { now: status.vmrss? * 1024, peak: status.vmhwm? * 1024 })
     }
+}
+
+/// The namespace of process ids that a process lives in, by the number of its file; `None` where we may not look.
+pub fn namespace(pid: u32) -> Option<u64> {
+    fs::metadata(format!("/proc/{pid}/ns/pid")).ok().map(|file| file.ino())
+}
+
+/// Our own.
+pub fn own_namespace() -> Option<u64> {
+    namespace(std::process::id())
+}
+
+/// A process as it knows itself: in a container its id is another than ours for it.
+pub fn in_its_namespace(process: Identity) -> Identity {
+    let status = Process::new(process.pid as i32).and_then(|process| process.status()).ok();
+    let inner = status.and_then(|status| status.nspid?.last().copied());
+    Identity { pid: inner.map_or(process.pid, |pid| pid as u32), ..process }
+}
+
+/// The processes of a namespace that run, from what they know themselves as to what we know them as.
+pub fn of_namespace(namespace: u64) -> HashMap<Identity, Identity> {
+    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
+    let there = processes.map(|process| process.pid as u32).filter(|&pid| self::namespace(pid) == Some(namespace));
+    there.filter_map(Identity::of).map(|process| (in_its_namespace(process), process)).collect()
 }
 
 /// Resident set of a process, bytes.

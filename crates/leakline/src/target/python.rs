@@ -58,7 +58,8 @@ impl Mapped {
             if allocators.iter().any(|allocator| name.starts_with(allocator)) {
                 mapped.allocator = Some(name.clone().into_owned());
             }
-            mapped.musl |= name.starts_with("ld-musl");
+            // Debian's loader is a link to the library itself.
+            mapped.musl |= name.starts_with("ld-musl") || file.to_string_lossy().contains("-linux-musl/");
             mapped.agent |= Self::is_agent(&file);
         }
         let name = executable.and_then(Path::file_name).unwrap_or_default().to_string_lossy();

@@ -22,7 +22,11 @@ struct worker {
     char mapped[PLACES];
 };
 
+/* As somebody looked it up before leakline came. */
 static void (*free_by_pointer)(void *);
+/* Of a library that is loaded after that, by names that the C++ compiler gives them. */
+static void *(*operator_new)(size_t);
+static void (*operator_delete)(void *);
 
 static unsigned long long next(struct worker *worker) {
     worker->random ^= worker->random << 13;
@@ -33,7 +37,7 @@ static unsigned long long next(struct worker *worker) {
 
 static char *make(struct worker *worker, size_t bytes) {
     void *block = NULL;
-    switch (next(worker) % 8) {
+    switch (next(worker) % 9) {
     case 0: return calloc(1, bytes);
     case 1: return realloc(NULL, bytes);
     case 2: return posix_memalign(&block, 16, bytes) ? NULL : block;
@@ -41,6 +45,7 @@ static char *make(struct worker *worker, size_t bytes) {
     case 4: return memalign(16, bytes);
     case 5: return aligned_alloc(64, bytes);
     case 6: return reallocarray(NULL, 1, bytes);
+    case 7: return operator_new(bytes);
     default: return malloc(bytes);
     }
 }
@@ -105,7 +110,8 @@ static void *work(void *argument) {
             switch (next(worker) % 8) {
             case 0: free_inside(worker->kept[place]); break;
             case 1: free_by_pointer(worker->kept[place]); break;
-            case 2: if (realloc(worker->kept[place], 0)) abort(); break;
+            case 2: operator_delete(worker->kept[place]); break;
+            case 3: if (realloc(worker->kept[place], 0)) abort(); break;
             default: free(worker->kept[place]);
             }
             worker->kept[place] = NULL;
@@ -114,10 +120,17 @@ static void *work(void *argument) {
     return NULL;
 }
 
+/* What frees, for later. */
+void *remember(void) { return dlsym(RTLD_DEFAULT, "free"); }
+
 /* Writes `ADDRESS BYTES` for each block that is kept. */
-int churn(int threads, long rounds, const char *path) {
+int churn(int threads, long rounds, const char *path, void *remembered) {
     struct worker *workers = calloc(threads, sizeof *workers);
-    free_by_pointer = (void (*)(void *))dlsym(RTLD_DEFAULT, "free");
+    free_by_pointer = (void (*)(void *))remembered;
+    void *library = dlopen("libstdc++.so.6", RTLD_NOW);
+    operator_new = library ? (void *(*)(size_t))dlsym(library, "_Znwm") : malloc;
+    operator_delete = library ? (void (*)(void *))dlsym(library, "_ZdlPv") : free;
+    if (!operator_new || !operator_delete) return 2;
     for (int i = 0; i < threads; i++) {
         workers[i].random = 88172645463325252ull + 977 * i;
         workers[i].rounds = rounds;

@@ -25,6 +25,8 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub mod victim;
+
 /// The command under test.
 pub const LEAKLINE: &str = env!("CARGO_BIN_EXE_leakline");
 /// How long to wait for what takes a second, on a machine that is busy with something else. Never a measure.

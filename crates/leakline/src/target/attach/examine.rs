@@ -2,7 +2,6 @@
 //! done to it.
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -11,6 +10,7 @@ use procfs::process::Process;
 use super::memory::{Library, Maps};
 use crate::failure::{Exit, Failure};
 use crate::target::python::{KNOWN, Mapped};
+use crate::target::root::Root;
 
 /// A process that looks as if it could be attached to.
 pub struct Target {
@@ -20,6 +20,8 @@ pub struct Target {
     pub user: u32,
     /// That user's group.
     pub group: u32,
+    /// The files that it sees.
+    pub root: Root,
     /// What it has mapped.
     pub maps: Maps,
     /// glibc.
@@ -42,7 +44,7 @@ impl Target {
             return Err(Failure::new(Exit::Permission, what, "run leakline as that user or as root"));
         }
         is_x86_64(pid)?;
-        shares_our_files(pid)?;
+        let root = Root::of(pid).map_err(|_| forbidden(pid))?;
         let maps = Maps::of(pid).map_err(|_| forbidden(pid))?;
         let mapped = Mapped::of(pid)?;
         let unsupported = |what: String, next: &str| Err(Failure::new(Exit::Unsupported, what, next));
@@ -73,7 +75,7 @@ impl Target {
         let is_agent = |file: &&Path| Mapped::is_agent(file);
         let agents = maps.files().into_iter().filter(is_agent).map(Path::to_owned).collect();
         let group = status.egid;
-        Ok(Self { pid, user, group, maps, c_library, python, agents })
+        Ok(Self { pid, user, group, root, maps, c_library, python, agents })
     }
 }
 
@@ -93,13 +95,18 @@ pub fn forbidden(pid: u32) -> Failure {
         "3" => {
             (" (kernel.yama.ptrace_scope is 3, until the next boot)", "start the server with `leakline run` instead")
         }
-        "2" => (" (kernel.yama.ptrace_scope is 2)", "run leakline as root, with CAP_SYS_PTRACE"),
         "1" if !geteuid().is_root() => {
             (" (kernel.yama.ptrace_scope is 1)", "run leakline as root, or `sysctl kernel.yama.ptrace_scope=0`")
         }
-        _ => ("", "run leakline as root, and in a container with CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE)"),
+        "2" if !geteuid().is_root() => (" (kernel.yama.ptrace_scope is 2)", "run leakline as root"),
+        _ if !geteuid().is_root() => ("", "run leakline as root"),
+        _ => (
+            ", though we are root",
+            "give leakline CAP_SYS_PTRACE: `docker run --cap-add SYS_PTRACE`, in Kubernetes securityContext.capabilities",
+        ),
     };
-    Failure::new(Exit::Permission, format!("the kernel does not let us trace process {pid}{why}"), next)
+    let what = format!("the kernel does not let us trace process {pid}{why}");
+    Failure::new(Exit::Permission, what, format!("{next} (docs/permissions.md)"))
 }
 
 fn is_undisturbed(pid: u32, status: &procfs::process::Status) -> Result<(), Failure> {
@@ -139,18 +146,4 @@ fn is_x86_64(pid: u32) -> Result<(), Failure> {
             "the agent needs x86-64",
         )),
     }
-}
-
-/// The agent's file and the folder of tables have to be where we put them for the process, too.
-fn shares_our_files(pid: u32) -> Result<(), Failure> {
-    let root = fs::metadata(format!("/proc/{pid}/root")).map_err(|_| forbidden(pid))?;
-    let ours = fs::metadata("/").map_err(|_| forbidden(pid))?;
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    let same = (root.dev(), root.ino()) == (ours.dev(), ours.ino()) && namespace(&pid.to_string()) == namespace("self");
-    if same {
-        return Ok(());
-    }
-    let what = format!("process {pid} sees other files than we do: it lives in a container or a chroot");
-    let next = "copy leakline into it and run it there (docker cp, docker exec)";
-    Err(Failure::new(Exit::Unsupported, what, next))
 }

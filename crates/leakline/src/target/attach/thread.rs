@@ -76,8 +76,18 @@ impl Thread {
 
     /// Stops it, wherever it is.
     pub fn stop(&mut self) -> Result<(), Trouble> {
+        self.interrupt()?;
+        self.await_stop()
+    }
+
+    /// Tells it to stop, and does not wait until it has. Then others can be told, too.
+    pub fn interrupt(&mut self) -> Result<(), Trouble> {
+        ptrace::interrupt(self.id).map_err(|error| self.lost("stop it", error))
+    }
+
+    /// Waits until one that was told to stop has done so.
+    pub fn await_stop(&mut self) -> Result<(), Trouble> {
         let deadline = Instant::now() + STOP_PATIENCE;
-        ptrace::interrupt(self.id).map_err(|error| self.lost("stop it", error))?;
         loop {
             match self.wait(deadline, "stop")? {
                 Event::Stopped => return Ok(()),
