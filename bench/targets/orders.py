@@ -14,10 +14,15 @@ def health():
 
 @app.route("/orders/<int:number>")
 def order(number):
+    lines = rows(number)
+    return jsonify(number=number, lines=lines, total=sum(line["total"] for line in lines))
+
+
+def rows(number):
     lines = []
     for position in range(30):
         article = ARTICLES[(number * 7 + position) % len(ARTICLES)]
         quantity = 1 + (number + position) % 5
         total = quantity * article["cents"]
         lines.append({"position": position, "article": article["name"], "quantity": quantity, "total": total})
-    return jsonify(number=number, lines=lines, total=sum(line["total"] for line in lines))
+    return lines
