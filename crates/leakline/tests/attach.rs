@@ -117,6 +117,7 @@ fn check(versions: &[&str], arguments: &str, story: &Story) {
         server.drive_well(&plan(story.path, 600, 0));
         let attached = server.report();
         named(&attached, story);
+        harness::adds_up(&attached).unwrap();
 
         under_traffic(&server, story.path, || done(&server, &["detach"]));
         let left = server.report();

@@ -71,6 +71,12 @@ fn live(worker: &Worker, library: &Path) -> BTreeMap<String, f64> {
     bytes
 }
 
+/// The build-id of a library, as a table has it.
+fn build_id(table: &[u8], library: &Path) -> Vec<u8> {
+    let modules = Snapshot::read(table).unwrap().modules;
+    modules.into_iter().find(|module| Path::new(&module.path) == library).unwrap().build_id
+}
+
 /// A CPython with what a file requires; `None` where there is none, which is said.
 fn any_python(requirements: &str) -> Option<PathBuf> {
     ["3.13", "3.11", "system"].iter().find_map(|version| harness::python(version, &fixture(requirements)))
@@ -120,7 +126,8 @@ fn every_function_of_the_family_is_seen_and_named() {
     must("objcopy", &[&link, &c]);
     let found = live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c);
     assert_eq!(found.get("inlined"), Some(&(64.0 * 4096.0)), "{found:?}");
-    fs::remove_file(&debug).unwrap();
+    let away = folder.join("away.debug");
+    fs::rename(&debug, &away).unwrap();
     let found = live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c);
     assert_eq!((found.get("inlined"), found.get("by_inlined")), (None, Some(&(64.0 * 4096.0))), "{found:?}");
 
@@ -130,6 +137,18 @@ fn every_function_of_the_family_is_seen_and_named() {
     assert_eq!(found.keys().collect::<Vec<_>>(), [""], "{found:?}");
     fs::remove_file(&c).unwrap();
     assert_eq!(live(&reader::decode(&bytes, Path::new("/")).unwrap(), &c), found);
+
+    // Where its debug file is kept by build-id, as distributions do, names are known when the container with the library is
+    // long gone.
+    let [first, rest @ ..] = &build_id(&bytes, &c)[..] else { panic!("the library has a build-id") };
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let kept = folder.join("usr/lib/debug/.build-id").join(hex(&[*first]));
+    fs::create_dir_all(&kept).unwrap();
+    fs::rename(&away, kept.join(hex(rest) + ".debug")).unwrap();
+    let found = live(&reader::decode(&bytes, &folder).unwrap(), &c);
+    for name in functions.iter().chain(&["inlined"]) {
+        assert_eq!(found.get(*name), Some(&(64.0 * 4096.0)), "{name}: {found:?}");
+    }
     fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -26,13 +26,14 @@ const MOST_DWARF: u64 = 256 << 20;
 /// The functions of the addresses in a module. `root` is where the process that had it loaded sees its `/`.
 pub fn functions(module: &Module, root: &Path, addresses: &BTreeSet<u32>) -> BTreeMap<u32, Vec<Function>> {
     let path = within(root, &module.path);
-    let Some(file) = open(&path) else { return BTreeMap::new() };
-    let cache = ReadCache::new(file);
-    let Some(object) = parse(&cache, &module.build_id) else { return BTreeMap::new() };
-    let separate = debug_files(&object, &path, root).into_iter().filter_map(|file| open(&file)).map(ReadCache::new);
-    let separate: Vec<_> = separate.collect();
+    let own = open(&path).map(ReadCache::new);
+    let own = own.as_ref().and_then(|cache| parse(cache, &module.build_id));
+    // A file that is gone with the container that it was in, or is another one now, may have left its debug file here.
+    let named = own.as_ref().map(|object| named_debug_files(object, &path)).unwrap_or_default();
+    let separate = debug_files(&module.build_id, root).into_iter().chain(named);
+    let separate: Vec<_> = separate.filter_map(|file| open(&file)).map(ReadCache::new).collect();
     let separate = separate.iter().find_map(|cache| parse(cache, &module.build_id));
-    let objects: Vec<&Elf> = separate.iter().chain([&object]).collect();
+    let objects: Vec<&Elf> = separate.iter().chain(&own).collect();
     let symbols = Symbols::of(&objects);
     let named = |address: u32| Some((address, symbols.function(address.into())?));
     let mut found: BTreeMap<u32, Vec<Function>> = addresses.iter().copied().filter_map(named).collect();
@@ -62,19 +63,21 @@ fn within(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// Where a distribution may have put what was stripped off a file: by build-id, or by the name that the file itself gives.
-fn debug_files(object: &Elf, path: &Path, root: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    if let Ok(Some([first, rest @ ..])) = object.build_id() {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        files.push(within(root, "/usr/lib/debug/.build-id").join(hex(&[*first])).join(hex(rest) + ".debug"));
-    }
+/// Where a distribution puts what it strips off files, by build-id: in the process's own root, and in ours.
+fn debug_files(build_id: &[u8], root: &Path) -> Vec<PathBuf> {
+    let [first, rest @ ..] = build_id else { return Vec::new() };
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let file = Path::new("usr/lib/debug/.build-id").join(hex(&[*first])).join(hex(rest) + ".debug");
+    [root, Path::new("/")].map(|root| root.join(&file)).into()
+}
+
+/// The same by the name that the file itself gives, beside it.
+fn named_debug_files(object: &Elf, path: &Path) -> Vec<PathBuf> {
     let link = object.gnu_debuglink().ok().flatten().and_then(|(name, _)| std::str::from_utf8(name).ok());
-    if let (Some(name), Some(folder)) = (link.filter(|name| !name.contains('/')), path.parent()) {
-        files.push(folder.join(".debug").join(name));
-        files.push(folder.join(name));
+    match (link.filter(|name| !name.contains('/')), path.parent()) {
+        (Some(name), Some(folder)) => vec![folder.join(".debug").join(name), folder.join(name)],
+        _ => Vec::new(),
     }
-    files
 }
 
 fn has_dwarf(object: &Elf) -> bool {

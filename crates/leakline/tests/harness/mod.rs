@@ -83,6 +83,20 @@ pub fn build_agent() {
     });
 }
 
+/// Whatever a server does, its resident memory is accounted for, but for three percent. (That it can be looked at where
+/// processes may read their children's memory is held by `tests/ledger.rs`.)
+pub fn adds_up(report: &Value) -> Result<(), String> {
+    let ledger = &report["rss"]["ledger"];
+    if ledger.is_null() {
+        eprintln!("skipped: this machine lets nobody look at another process's memory");
+        return Ok(());
+    }
+    match (ledger["residual"].as_i64(), ledger["resident"].as_u64()) {
+        (Some(residual), Some(resident)) if residual.unsigned_abs() as f64 <= resident as f64 * 0.03 => Ok(()),
+        _ => Err(format!("the ledger does not add up: {ledger:#}")),
+    }
+}
+
 /// A folder of tables of one test, deleted at its end.
 pub struct Tables(pub PathBuf);
 
@@ -152,10 +166,22 @@ impl Server {
 
     /// The same, with options for `leakline run`.
     pub fn start_with(options: &[String], command: &[OsString], at: &Path, port: u16) -> Server {
+        Server::start_beside(None, options, command, at, port)
+    }
+
+    /// The same, where the user preloads another allocator.
+    pub fn start_beside(
+        allocator: Option<&Path>,
+        options: &[String],
+        command: &[OsString],
+        at: &Path,
+        port: u16,
+    ) -> Server {
         build_agent();
         let folder = folder("server");
         let mut launcher = Command::new(LEAKLINE);
         launcher.arg("--dir").arg(folder.join("tables")).arg("run").args(options).arg("--").args(command);
+        launcher.envs(allocator.map(|allocator| ("LD_PRELOAD", allocator)));
         Server::launch(launcher, folder, at, port)
     }
 
