@@ -320,6 +320,12 @@ pub fn header(file: &[u8]) -> Result<Header, Refusal> {
     Ok(header)
 }
 
+/// Where the last section of a table ends, by its header: bytes behind it are nobody's.
+pub fn extent(header: &Header) -> u64 {
+    let sections = header.directory.iter().take_while(|section| section.kind != 0);
+    sections.map(|section| section.offset.saturating_add(section.bytes)).max().unwrap_or(0)
+}
+
 fn is_amount(bytes: f64) -> bool {
     bytes.is_finite() && bytes >= 0.0
 }

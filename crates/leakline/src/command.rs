@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::reader::printable;
 use crate::runs::{Run, Runs};
 use crate::target::root::{Place, Root};
 use owner::Owner;
@@ -165,7 +166,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// Says a line to the user, beside whatever the output is. Nobody may be there to hear it.
 pub fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "leakline: {line}");
+    let _ = writeln!(io::stderr().lock(), "leakline: {}", printable(line));
 }
 
 /// The JSON text of a listing, on lines of its own.

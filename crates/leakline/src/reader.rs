@@ -24,7 +24,9 @@ use crate::target::{limit, memory};
 /// Reads a table and asks the process, where it still runs, what its table can't know. `limit_bytes` is the limit that
 /// was in force when the run began.
 pub fn worker(table: &TableFile, limit_bytes: Option<u64>) -> Result<Worker, Failure> {
-    let bytes = read(&table.path, MOST_BYTES as u64)?;
+    // No more than the table says that it has: a file may be as long as it likes.
+    let extent = reader::extent(&header(&table.path)?);
+    let bytes = read(&table.path, extent.clamp(HEADER_BYTES as u64, MOST_BYTES as u64))?;
     let refuse = |refusal| refused(&table.path, &refusal);
     let header = reader::header(&bytes).map_err(refuse)?;
     let look = look(table, &header).or_else(|| table.last_look());
@@ -300,10 +302,15 @@ fn amount(value: f64) -> f64 {
     if value.is_nan() { 0.0 } else { value.clamp(0.0, (1u64 << 50) as f64) }
 }
 
-/// Paths and names may come from whoever sends a request: what would steer a terminal is spelled out.
+/// Paths and names may come from whoever sends a request: what would steer a terminal, begin another line or turn the
+/// direction of what follows is spelled out.
 pub fn printable(text: &str) -> String {
+    let steers = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.chars().fold(String::with_capacity(text.len()), |mut safe, letter| {
-        if letter.is_control() {
+        if steers(letter) {
             safe.extend(letter.escape_default())
         } else {
             safe.push(letter)

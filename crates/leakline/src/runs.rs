@@ -10,7 +10,7 @@
 //! Names, paths and code in here are of interest to others, and the agent is loaded from here into servers: so the
 //! folder must be ours alone.
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
+use crate::reader;
 use crate::target::process::{self, Identity};
 
 mod upkeep;
@@ -27,6 +28,8 @@ mod watch;
 pub use watch::Watch;
 
 const RECORD: &str = "run.json";
+/// No command line is longer, bytes. (`ARG_MAX` is 2 MiB; JSON may write a byte in six.)
+const MOST_RECORD: u64 = 16 << 20;
 /// How the names of tables end.
 pub const TABLE: &str = "leakline";
 
@@ -225,8 +228,9 @@ impl Run {
             }
         }
         let entries = fs::read_dir(folder).map_err(|error| Failure::io("read", folder, &error))?;
+        let record = reader::open(&folder.join(RECORD)).ok();
         let record: Option<Record> =
-            fs::read(folder.join(RECORD)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            record.and_then(|file| serde_json::from_reader(BufReader::new(file.take(MOST_RECORD))).ok());
         let elsewhere = record.as_ref().and_then(|record| record.pid_namespace);
         let elsewhere = elsewhere.filter(|namespace| process::own_namespace() != Some(*namespace));
         let known = elsewhere.map(process::of_namespace).unwrap_or_default();

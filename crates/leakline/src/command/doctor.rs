@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{Global, print};
 use crate::failure::{Exit, Failure};
+use crate::reader::printable;
 use crate::runs::{Run, Runs};
 use crate::target::agent::Source;
 use crate::target::attach::{self, examine::Target};
@@ -73,7 +74,7 @@ impl Examination {
                 Verdict::Doubtful => " ? ",
                 Verdict::Bad => "NO ",
             };
-            format!("{verdict} {:width$}  {}\n", check.of, check.detail)
+            format!("{verdict} {:width$}  {}\n", printable(&check.of), printable(&check.detail))
         });
         lines.collect()
     }

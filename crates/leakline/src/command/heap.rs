@@ -1,5 +1,7 @@
 //! `leakline heap`: from a running worker, or files, to who holds its memory.
 use std::fmt::Write;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +13,7 @@ use super::{Global, json, print, say};
 use crate::failure::{Exit, Failure};
 use crate::heap::summary::{self, Change, Held, OfType, Summary};
 use crate::heap::{self, Graph};
-use crate::reader::printable;
+use crate::reader::{self, printable};
 use crate::report::{count, size};
 use crate::runs::{Run, TableFile};
 use crate::target::snapshot::{self, Forecast};
@@ -97,7 +99,9 @@ impl Heap {
             Err(_) => (PathBuf::from(of), None, heap::open(Path::new(of))?),
         };
         if let Some(file) = &self.save {
-            std::fs::copy(&path, file).map_err(|error| Failure::io("write", file, &error))?;
+            // The folder that it is in may be somebody else's: no link is followed there.
+            let copied = reader::open(&path).and_then(|mut from| io::copy(&mut from, &mut File::create(file)?));
+            copied.map_err(|error| Failure::io("write", file, &error))?;
         }
         let summary = Summary::of(&graph);
         let of_type = self.of_type.as_deref().map(|name| summary::holders_of_type(&graph, name));
@@ -126,7 +130,7 @@ impl Heap {
 /// The process itself where it has a table, else the worker of its run that has served most.
 fn worker(run: &Run, pid: u32) -> Result<TableFile, Failure> {
     let alive = || run.tables.iter().filter(|table| table.process.is_alive());
-    let requests = |table: &&TableFile| crate::reader::header(&table.path).map_or(0, |header| header.requests);
+    let requests = |table: &&TableFile| reader::header(&table.path).map_or(0, |header| header.requests);
     let chosen = alive().find(|table| table.process.pid == pid).or_else(|| alive().max_by_key(requests));
     chosen.cloned().ok_or_else(|| {
         let what = format!("no process of {} runs any more", run.name());

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Global, print};
 use crate::failure::{Exit, Failure};
-use crate::reader;
+use crate::reader::{self, printable};
 use crate::runs::{self, Run, TableFile};
 
 /// Show the runs and their tables
@@ -124,7 +124,7 @@ impl RunLine {
             (false, ..) => "ended".to_owned(),
         };
         let age = self.started.map_or_else(String::new, |started| format!(", started {} ago", duration(now - started)));
-        let command = self.command.as_ref().map(|words| words.join(" ")).unwrap_or_default();
+        let command = printable(&self.command.as_ref().map(|words| words.join(" ")).unwrap_or_default());
         format!("{}  {state}{age}  {command}", self.name)
     }
 }
@@ -134,7 +134,7 @@ impl TableLine {
         let state = if self.alive { "alive" } else { "ended" };
         let kilobytes = self.bytes / 1024;
         match (&self.error, self.requests) {
-            (Some(error), _) => format!("  {:>8}  {state}  {error}", self.pid),
+            (Some(error), _) => format!("  {:>8}  {state}  {}", self.pid, printable(error)),
             (None, requests) => {
                 format!("  {:>8}  {state}  {} requests  {kilobytes} KiB", self.pid, requests.unwrap_or_default())
             }

@@ -1,5 +1,5 @@
 //! `leakline report`: from the tables of a run to what they say about its memory.
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -137,9 +137,12 @@ fn no_table(run: &Run) -> Failure {
     Failure::new(Exit::NoTable, what, "see what would work with `leakline doctor`")
 }
 
+/// No line is looked for behind so many bytes of a file, whose name and size are the target's choice.
+const MOST_SOURCE: u64 = 16 << 20;
+
 /// The file may be another one today, or none that we may read: then the report does without the source.
 fn source_line(file: &Path, line: u32) -> Option<String> {
     let file = reader::open(file).ok()?;
-    let text = BufReader::new(file).lines().nth((line as usize).checked_sub(1)?)?.ok()?;
+    let text = BufReader::new(file.take(MOST_SOURCE)).lines().nth((line as usize).checked_sub(1)?)?.ok()?;
     Some(reader::printable(text.trim()))
 }

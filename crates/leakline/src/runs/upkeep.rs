@@ -1,7 +1,9 @@
 //! From the tables that a run has written to those that are worth keeping, at the size that they need.
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 
 use leakline_table::layout::{HEADER_BYTES, Header};
+use leakline_table::reader::extent;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Run, TableFile};
@@ -52,7 +54,9 @@ fn forget(table: &TableFile) {
 /// system that knows no holes keeps the file as it is.
 fn shrink(table: &TableFile) {
     let Ok(header) = reader::header(&table.path) else { return };
-    let Ok(file) = fs::OpenOptions::new().write(true).open(&table.path) else { return };
+    // Another file must not get the holes, if a link is put in the table's place meanwhile.
+    let open = fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&table.path);
+    let Ok(file) = open else { return };
     for (start, end) in unused(&header, file.metadata().map_or(0, |metadata| metadata.len())) {
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let _ = fallocate(&file, hole, start as i64, (end - start) as i64);
@@ -62,13 +66,13 @@ fn shrink(table: &TableFile) {
 /// Whole pages of a file of `bytes` that lie behind what a section has used and before its end, and behind all sections.
 fn unused(header: &Header, bytes: u64) -> Vec<(u64, u64)> {
     let sections = header.directory.iter().take_while(|section| section.kind != 0);
-    let end_of_all = sections.clone().map(|section| section.offset.saturating_add(section.bytes)).max();
+    let extent = extent(header);
     let behind_used = sections.map(|section| {
         let used = u64::from(section.used) * u64::from(section.record_bytes);
         (section.offset.saturating_add(used), section.offset.saturating_add(section.bytes))
     });
     behind_used
-        .chain([(end_of_all.unwrap_or(bytes), bytes)])
+        .chain([(if extent == 0 { bytes } else { extent }, bytes)])
         .map(|(start, end)| (start.min(bytes).next_multiple_of(PAGE), end.min(bytes) / PAGE * PAGE))
         .filter(|(start, end)| start < end)
         .collect()

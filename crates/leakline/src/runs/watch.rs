@@ -7,6 +7,7 @@
 //! ```
 //! The agent could look from inside. But malloc tells its figures only to whoever walks its free lists under its locks,
 //! while the server waits; from outside the server does not notice.
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -22,6 +23,8 @@ use crate::target::memory::Look;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// Looks may take one part in so many of the time: half a percent of one core.
 const SHARE: u32 = 200;
+/// A look is no longer, bytes: it has a number for each MiB of sparse memory.
+const MOST_LOOK: u64 = 64 << 20;
 /// The time between two visits of the run's folder for what can be deleted.
 const BETWEEN_UPKEEPS: Duration = Duration::from_secs(30);
 
@@ -101,7 +104,8 @@ impl TableFile {
 
     /// The last look at the process while it ran, if there was one.
     pub fn last_look(&self) -> Option<Look> {
-        let look: Look = serde_json::from_reader(reader::open(&self.look_path()).ok()?).ok()?;
+        let file = reader::open(&self.look_path()).ok()?.take(MOST_LOOK);
+        let look: Look = serde_json::from_reader(BufReader::new(file)).ok()?;
         look.is_sound().then_some(look)
     }
 }

@@ -2,14 +2,16 @@
 //! or of its debug file where there is some, which knows inlined calls, else by its symbols, else not at all.
 //!
 //! A file is believed only if it has the build-id that the agent saw in memory: it may have been replaced since.
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use addr2line::gimli::{self, EndianSlice, LittleEndian};
 use leakline_table::reader::Module;
-use object::{Object, ObjectSection, ObjectSymbol, ReadCache, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
 
 /// A function that an address lies in, the innermost of inlined ones first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,17 +24,19 @@ pub struct Function {
 
 /// Debug information larger than this is left alone, bytes: names are not worth minutes.
 const MOST_DWARF: u64 = 256 << 20;
+/// So much is read of one file, bytes: what it says of its own sizes may be anything.
+const MOST_READ: u64 = 1 << 30;
 
 /// The functions of the addresses in a module. `root` is where the process that had it loaded sees its `/`.
 pub fn functions(module: &Module, root: &Path, addresses: &BTreeSet<u32>) -> BTreeMap<u32, Vec<Function>> {
     let path = within(root, &module.path);
-    let own = open(&path).map(ReadCache::new);
-    let own = own.as_ref().and_then(|cache| parse(cache, &module.build_id));
+    let own = Bounded::open(&path);
+    let own = own.as_ref().and_then(|file| parse(file, &module.build_id));
     // A file that is gone with the container that it was in, or is another one now, may have left its debug file here.
     let named = own.as_ref().map(|object| named_debug_files(object, &path)).unwrap_or_default();
     let separate = debug_files(&module.build_id, root).into_iter().chain(named);
-    let separate: Vec<_> = separate.filter_map(|file| open(&file)).map(ReadCache::new).collect();
-    let separate = separate.iter().find_map(|cache| parse(cache, &module.build_id));
+    let separate: Vec<_> = separate.filter_map(|file| Bounded::open(&file)).collect();
+    let separate = separate.iter().find_map(|file| parse(file, &module.build_id));
     let objects: Vec<&Elf> = separate.iter().chain(&own).collect();
     let symbols = Symbols::of(&objects);
     let named = |address: u32| Some((address, symbols.function(address.into())?));
@@ -44,19 +48,52 @@ pub fn functions(module: &Module, root: &Path, addresses: &BTreeSet<u32>) -> BTr
     found
 }
 
-type Elf<'data> = object::File<'data, &'data ReadCache<File>>;
+type Elf<'data> = object::File<'data, &'data Bounded>;
 
-/// The object in a file, if it is the one that was loaded.
-fn parse<'data>(cache: &'data ReadCache<File>, build_id: &[u8]) -> Option<Elf<'data>> {
-    let object = object::File::parse(cache).ok()?;
-    let same = object.build_id().ok()?.unwrap_or_default() == build_id;
-    same.then_some(object)
+/// A file of which no more than [`MOST_READ`] is read.
+#[derive(Debug)]
+struct Bounded {
+    cache: ReadCache<File>,
+    /// Bytes that may still be read.
+    left: Cell<u64>,
 }
 
-/// Opens a file whose name another process chose: what is no file is refused rather than waited for.
-fn open(path: &Path) -> Option<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    file.metadata().ok()?.is_file().then_some(file)
+impl Bounded {
+    /// Opens a file whose name another process chose: what is no file is refused rather than waited for.
+    fn open(path: &Path) -> Option<Self> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+        file.metadata().ok()?.is_file().then(|| Self { cache: ReadCache::new(file), left: Cell::new(MOST_READ) })
+    }
+
+    fn afford(&self, bytes: u64) -> Result<(), ()> {
+        self.left.set(self.left.get().checked_sub(bytes).ok_or(())?);
+        Ok(())
+    }
+}
+
+impl<'data> ReadRef<'data> for &'data Bounded {
+    fn len(self) -> Result<u64, ()> {
+        (&self.cache).len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
+        self.afford(size)?;
+        (&self.cache).read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
+        // Of names: what comes before the delimiter is read a little at a time.
+        let bytes = (&self.cache).read_bytes_at_until(range, delimiter)?;
+        self.afford(bytes.len() as u64)?;
+        Ok(bytes)
+    }
+}
+
+/// The object in a file, if it is the one that was loaded.
+fn parse<'data>(file: &'data Bounded, build_id: &[u8]) -> Option<Elf<'data>> {
+    let object = object::File::parse(file).ok()?;
+    let same = object.build_id().ok()?.unwrap_or_default() == build_id;
+    same.then_some(object)
 }
 
 fn within(root: &Path, path: &str) -> PathBuf {
@@ -122,7 +159,10 @@ fn add_inlined(
 ) -> Result<(), gimli::Error> {
     let sections = gimli::DwarfSections::load(|id| {
         let section = object.section_by_name(id.name());
-        Ok::<_, gimli::Error>(section.and_then(|section| section.uncompressed_data().ok()).unwrap_or_default())
+        let data = section.and_then(|section| section.compressed_data().ok());
+        // What a section takes when it is unpacked is its own claim.
+        let data = data.filter(|data| data.uncompressed_size <= MOST_DWARF);
+        Ok::<_, gimli::Error>(data.and_then(|data| data.decompress().ok()).unwrap_or_default())
     })?;
     let context = addr2line::Context::from_dwarf(sections.borrow(|section| EndianSlice::new(section, LittleEndian)))?;
     for &address in addresses {

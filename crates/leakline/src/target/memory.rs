@@ -287,7 +287,7 @@ impl<'a> Sum<'a> {
             for (&page, head) in batch.iter().zip(self.remote.heads::<{ pymalloc::HEADER }>(&batch)) {
                 let Some(head) = head.filter(|_| pages.is_unclaimed(page)) else { continue };
                 let beginning = std::array::from_fn(|at| head[at]);
-                if let Some(bytes) = malloc::mapped_chunk(&beginning).filter(|bytes| page + bytes <= end) {
+                if let Some(bytes) = malloc::mapped_chunk(&beginning).filter(|bytes| *bytes <= end - page) {
                     pages.claim(page..page + bytes, Claim::Chunk);
                 } else if let Some(pool) = self.pool(page, &head) {
                     pages.claim(page..page + self.pool_bytes, Claim::Python);

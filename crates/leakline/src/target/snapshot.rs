@@ -1,9 +1,9 @@
 //! From a process's table to a snapshot of its heap: calls the agent inside, and waits for the file that its child writes.
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::mem::offset_of;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use leakline_table::heap::Ending;
@@ -78,21 +78,22 @@ pub fn take(table: &TableFile) -> Result<Taken, Failure> {
         return Err(Failure::new(Exit::NoTable, what, "see which processes run with `leakline list`"));
     };
     let call = Call::open(&table.path)?;
-    if call.word(std::mem::offset_of!(Header, snapshot.listening)).load(Ordering::Acquire) == 0 {
+    if call.word(offset_of!(Header, snapshot.listening))? == 0 {
         let what = format!("process {pid} does not listen for calls: it has served no request under the agent yet");
         return Err(Failure::new(Exit::Error, what, "send it a request, or name a worker that `leakline list` shows"));
     }
-    call.long(std::mem::offset_of!(Header, snapshot.most_bytes))
-        .store((forecast.resident * MOST_SHARE).max(LEAST_MOST), Ordering::Relaxed);
-    call.word(std::mem::offset_of!(Header, snapshot.most_seconds)).store(MOST_SECONDS, Ordering::Relaxed);
-    let wanted = call.word(std::mem::offset_of!(Header, snapshot.wanted));
-    let answered = call.word(std::mem::offset_of!(Header, snapshot.answered));
-    let number = wanted.fetch_add(1, Ordering::AcqRel) + 1;
-    futex(wanted, libc::FUTEX_WAKE, i32::MAX as u32, None);
+    let most_bytes = (forecast.resident * MOST_SHARE).max(LEAST_MOST);
+    call.put(offset_of!(Header, snapshot.most_bytes), &most_bytes.to_ne_bytes())?;
+    call.put(offset_of!(Header, snapshot.most_seconds), &MOST_SECONDS.to_ne_bytes())?;
+    let (wanted, answered) = (offset_of!(Header, snapshot.wanted), offset_of!(Header, snapshot.answered));
+    // Two commands at a time may want the same number: then one snapshot is for both.
+    let number = call.word(wanted)?.wrapping_add(1);
+    call.put(wanted, &number.to_ne_bytes())?;
+    call.futex(wanted, libc::FUTEX_WAKE, i32::MAX as u32, None);
 
     let patience = Instant::now() + Duration::from_secs(u64::from(MOST_SECONDS) + 10);
     loop {
-        let seen = answered.load(Ordering::Acquire);
+        let seen = call.word(answered)?;
         // Another command's call may be answered together with ours, or after it.
         if seen.wrapping_sub(number) < u32::MAX / 2 {
             break;
@@ -101,13 +102,13 @@ pub fn take(table: &TableFile) -> Result<Taken, Failure> {
             let what = format!("process {pid} has not answered the call for a snapshot");
             return Err(Failure::new(Exit::Error, what, "try again; its report does not need one"));
         }
-        futex(answered, libc::FUTEX_WAIT, seen, Some(Duration::from_millis(200)));
+        call.futex(answered, libc::FUTEX_WAIT, seen, Some(Duration::from_millis(200)));
     }
-    let error = call.word(std::mem::offset_of!(Header, snapshot.error)).load(Ordering::Relaxed);
+    let error = call.word(offset_of!(Header, snapshot.error))?;
     if error != 0 {
         return Err(failed(pid, error));
     }
-    let pause_ns = call.long(std::mem::offset_of!(Header, snapshot.pause_ns)).load(Ordering::Relaxed);
+    let pause_ns = call.get(offset_of!(Header, snapshot.pause_ns)).map(u64::from_ne_bytes)?;
     Ok(Taken { path: path(table), pause: pause_ns as f64 / 1e9 })
 }
 
@@ -132,50 +133,67 @@ fn failed(pid: u32, error: u32) -> Failure {
 }
 
 /// The first page of a table, shared with the agent.
-struct Call(*mut u8);
+///
+/// It is read and written as a file, never through the mapping: whoever shortens the file would end us with SIGBUS. The
+/// mapping is for the kernel alone, which finds those who wait on a futex by it, and says EFAULT.
+struct Call<'a> {
+    file: File,
+    path: &'a Path,
+    page: *mut libc::c_void,
+}
 
-impl Call {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
+impl<'a> Call<'a> {
+    fn open(path: &'a Path) -> Result<Self, Failure> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
         let file = file.map_err(|error| Failure::io("open", path, &error))?;
-        let bytes = file.metadata().map_err(|error| Failure::io("look at", path, &error))?.len();
-        if bytes < HEADER_BYTES as u64 {
+        let metadata = file.metadata().map_err(|error| Failure::io("look at", path, &error))?;
+        if !metadata.is_file() || metadata.len() < HEADER_BYTES as u64 {
             return Err(Failure::new(Exit::Damaged, format!("{} is no table", path.display()), "name another process"));
         }
         let (read_write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        // SAFETY: a new mapping of a page that the file has; the agent never shortens its table.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), HEADER_BYTES, read_write, shared, file.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED {
+        // SAFETY: a new mapping, which nothing in this process reads or writes.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), HEADER_BYTES, read_write, shared, file.as_raw_fd(), 0) };
+        if page == libc::MAP_FAILED {
             return Err(Failure::io("map", path, &std::io::Error::last_os_error()));
         }
-        Ok(Self(start.cast()))
+        Ok(Self { file, path, page })
     }
 
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: an aligned word within the page, which stays mapped as long as this value; all who share it touch it
-        // atomically.
-        unsafe { AtomicU32::from_ptr(self.0.add(offset).cast()) }
+    fn get<const BYTES: usize>(&self, offset: usize) -> Result<[u8; BYTES], Failure> {
+        let mut bytes = [0; BYTES];
+        let read = self.file.read_exact_at(&mut bytes, offset as u64);
+        read.map_err(|error| Failure::io("read", self.path, &error)).map(|()| bytes)
     }
 
-    fn long(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: as above.
-        unsafe { AtomicU64::from_ptr(self.0.add(offset).cast()) }
+    fn word(&self, offset: usize) -> Result<u32, Failure> {
+        self.get(offset).map(u32::from_ne_bytes)
+    }
+
+    fn put(&self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
+        self.file.write_all_at(bytes, offset as u64).map_err(|error| Failure::io("write", self.path, &error))
+    }
+
+    /// Wakes those who wait for the word at `offset`, or waits until it is no longer `value`.
+    fn futex(&self, offset: usize, operation: i32, value: u32, timeout: Option<Duration>) {
+        let timeout = timeout.map(|time| libc::timespec {
+            tv_sec: time.as_secs() as libc::time_t,
+            tv_nsec: time.subsec_nanos() as libc::c_long,
+        });
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let word = self.page.wrapping_byte_add(offset);
+        // SAFETY: the kernel checks the address; waking or waiting for nothing does no harm.
+        let done = unsafe { libc::syscall(libc::SYS_futex, word, operation, value, timeout) };
+        if done == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT) {
+            // The page is gone. What the file says is asked for again in a while, and fails.
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
-impl Drop for Call {
+impl Drop for Call<'_> {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `open`, and its words are borrowed from this value.
-        unsafe { libc::munmap(self.0.cast(), HEADER_BYTES) };
+        // SAFETY: the mapping was made by `open`, and nothing refers to it.
+        unsafe { libc::munmap(self.page, HEADER_BYTES) };
     }
-}
-
-fn futex(word: &AtomicU32, operation: i32, value: u32, timeout: Option<Duration>) {
-    let timeout = timeout.map(|time| libc::timespec {
-        tv_sec: time.as_secs() as libc::time_t,
-        tv_nsec: time.subsec_nanos() as libc::c_long,
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the word lives for the call; waking or waiting for nothing does no harm.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, timeout) };
 }

@@ -1,8 +1,8 @@
 //! From addresses in another process to the bytes there, and to the files that lie there.
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::elf::{PT_LOAD, SHN_UNDEF};
@@ -91,7 +91,7 @@ impl Maps {
         // What the process has mapped, even if its file was replaced, deleted, or lies in another mount namespace.
         let mapped = format!("/proc/{}/map_files/{:x}-{:x}", self.pid, first.address.0, first.address.1);
         let inside = Path::new("/proc").join(self.pid.to_string()).join("root").join(file.strip_prefix("/").ok()?);
-        let bytes = std::fs::read(mapped).or_else(|_| std::fs::read(inside)).ok()?;
+        let bytes = read(Path::new(&mapped)).or_else(|_| read(&inside)).ok()?;
         Library::at(&bytes, first.address.0.checked_sub(first.offset)?, file)
     }
 
@@ -113,12 +113,27 @@ impl Maps {
     }
 }
 
+/// Reads a file whose name and size the target has chosen.
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MOST_LIBRARY {
+        return Err(io::Error::other("it is no library"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_LIBRARY).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn path(map: &MemoryMap) -> Option<&Path> {
     match &map.pathname {
         MMapPath::Path(path) => Some(path),
         _ => None,
     }
 }
+
+/// Programs and libraries that are larger are not looked into, bytes.
+const MOST_LIBRARY: u64 = 1 << 30;
 
 /// A loaded program or library, and the names that it exports.
 pub struct Library {
