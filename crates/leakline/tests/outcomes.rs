@@ -26,6 +26,15 @@ const BROKEN: u64 = 10;
 /// Requests whose client leaves.
 const LEFT: u64 = 6;
 
+/// How leakline comes to a server.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// It starts it.
+    Run,
+    /// It comes when the server runs, and has answered already.
+    Attach,
+}
+
 /// A page that keeps something: its path, its route, and the bytes that each request keeps.
 type Page = (&'static str, &'static str, u64);
 
@@ -87,13 +96,14 @@ fn leave(server: &Server, path: &str) {
     stream.read_exact(&mut [0; 10]).unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
 }
 
-/// The report, when so many requests have ended. Servers notice late that a client has gone, and what a page keeps
-/// after its answer, it keeps before its request ends.
-fn report_after(server: &Server, requests: u64) -> Value {
+/// The report, when so many requests have ended, not counting those that only were to wake the server up. Servers notice
+/// late that a client has gone, and what a page keeps after its answer, it keeps before its request ends.
+fn report_after(server: &Server, requests: u64, waking: &[String]) -> Value {
     let patience = Instant::now() + Duration::from_secs(60);
     loop {
         let report = server.report();
-        let ended: u64 = routes(&report).iter().map(|route| route["requests"].as_u64().unwrap()).sum();
+        let counted = routes(&report).iter().filter(|route| !waking.iter().any(|name| route["route"] == name.as_str()));
+        let ended: u64 = counted.map(|route| route["requests"].as_u64().unwrap()).sum();
         if ended == requests {
             return report;
         }
@@ -141,16 +151,54 @@ fn command(version: &str, arguments: &str) -> Option<(Vec<OsString>, u16)> {
 /// Few requests and dense samples.
 const DENSE: [&str; 2] = ["--budget", "20"];
 
-fn start(version: &str, arguments: &str) -> Option<Server> {
+/// The server, with leakline in it, and the routes of the requests that were needed to get it in.
+fn start(version: &str, arguments: &str, way: Way) -> Option<(Server, Vec<String>)> {
     let (command, port) = command(version, arguments)?;
-    Some(Server::start_with(&DENSE.map(str::to_owned), &command, &applications(), port))
+    match way {
+        Way::Run => {
+            let server = Server::start_with(&DENSE.map(str::to_owned), &command, &applications(), port);
+            Some((server, Vec::new()))
+        }
+        Way::Attach => {
+            let server = Server::start_alone(&command, &applications(), port);
+            let waking = attach(&server, if arguments.contains("--processes 2") { 2 } else { 1 });
+            Some((server, waking))
+        }
+    }
 }
 
-fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
+/// Attaches to a server that has answered, until so many of its workers have answered again. A server whose main thread sleeps until a request comes lets
+/// the agent in with the first one that does, which is then not seen, or not whole.
+fn attach(server: &Server, workers: usize) -> Vec<String> {
+    // Once it answers, its worker is there.
+    let wake = |requests| _ = server.drive(&plan("/nothing", requests));
+    wake(1);
+    let pid = server.launcher().to_string();
+    let attached = server.leakline(&["attach", DENSE[0], DENSE[1], &pid]);
+    assert!(attached.status.success(), "{attached:?}\n{}", server.log());
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        wake(10);
+        let report = server.leakline(&["report", "--json", &pid]);
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap_or_default();
+        let waking: Vec<String> = report["routes"].as_array().into_iter().flatten().map(name).collect();
+        let processes = report["target"]["workers"].as_array().into_iter().flatten();
+        if processes.filter(|process| process["requests"] != 0).count() >= workers {
+            return waking;
+        }
+        assert!(Instant::now() < patience, "{report:#} {attached:?}\n{}", server.log());
+    }
+}
+
+fn name(route: &Value) -> String {
+    route["route"].as_str().unwrap().to_owned()
+}
+
+fn check(way: Way, versions: &[&str], arguments: &str, pages: &[Page]) {
     for version in versions {
         // A server that failed must not keep the others from running.
         let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(server) = start(version, arguments) else { continue };
+        let Some((server, waking)) = start(version, arguments, way) else { continue };
         for (path, _, _) in pages {
             server.drive_well(&plan(path, KEPT));
         }
@@ -160,7 +208,7 @@ fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
             leave(&server, "/endless");
         }
         leave(&server, "/large");
-        let mut report = report_after(&server, KEPT * pages.len() as u64 + BROKEN + LEFT + 1);
+        let mut report = report_after(&server, KEPT * pages.len() as u64 + BROKEN + LEFT + 1, &waking);
         // Servers that keep in a buffer what they have to send learn of it when the request has ended.
         let patience = Instant::now() + Duration::from_secs(60);
         while ended(&report, "GET /large").0 != [0, 0, 1] {
@@ -173,68 +221,90 @@ fn check(versions: &[&str], arguments: &str, pages: &[Page]) {
         }
         assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
         assert_eq!(ended(&report, "GET /endless").0, [0, 0, LEFT], "{report:#}");
+        if way == Way::Attach {
+            let left = server.leakline(&["detach", &server.launcher().to_string()]);
+            assert!(left.status.success(), "{left:?}");
+            server.drive_well(&plan(pages[0].0, 10));
+        }
         server.stop();
     }
 }
 
-macro_rules! wsgi {
-    ($($name:ident: $arguments:literal;)*) => {$(
-        #[test]
-        fn $name() {
-            check(&["3.11"], $arguments, FLASK);
+macro_rules! servers {
+    ($($name:ident $versions:tt $arguments:literal $pages:ident;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                check(Way::Run, &$versions, $arguments, $pages);
+            }
+        )*
+
+        /// The same servers, when they have answered already.
+        mod attached {
+            use super::*;
+
+            $(
+                #[test]
+                fn $name() {
+                    check(Way::Attach, &["3.11"], $arguments, $pages);
+                }
+            )*
         }
-    )*};
+    };
 }
 
-wsgi! {
-    gunicorn_sync: "-m gunicorn --bind 127.0.0.1:{port} flask_shop:app";
-    gunicorn_threads: "-m gunicorn --threads 4 --bind 127.0.0.1:{port} flask_shop:app";
-    gunicorn_gevent: "-m gunicorn --worker-class gevent --bind 127.0.0.1:{port} flask_shop:app";
-    waitress: "-m waitress --listen 127.0.0.1:{port} flask_shop:app";
-    cheroot: "flask_shop.py cheroot {port}";
-    werkzeug: "flask_shop.py werkzeug {port}";
-    wsgiref: "flask_shop.py wsgiref {port}";
+servers! {
+    gunicorn_sync ["3.11"] "-m gunicorn --bind 127.0.0.1:{port} flask_shop:app" FLASK;
+    gunicorn_threads ["3.11"] "-m gunicorn --threads 4 --bind 127.0.0.1:{port} flask_shop:app" FLASK;
+    gunicorn_gevent ["3.11"] "-m gunicorn --worker-class gevent --bind 127.0.0.1:{port} flask_shop:app" FLASK;
+    waitress ["3.11"] "-m waitress --listen 127.0.0.1:{port} flask_shop:app" FLASK;
+    cheroot ["3.11"] "flask_shop.py cheroot {port}" FLASK;
+    werkzeug ["3.11"] "flask_shop.py werkzeug {port}" FLASK;
+    wsgiref ["3.11"] "flask_shop.py wsgiref {port}" FLASK;
+    uvicorn_h11 ["3.8", "3.11", "3.13"]
+        "-m uvicorn --http h11 --port {port} --log-level critical fastapi_shop:app" FASTAPI;
+    uvicorn_httptools ["3.11"] "-m uvicorn --http httptools --port {port} --log-level critical fastapi_shop:app" FASTAPI;
+    uvicorn_as_a_worker_of_gunicorn ["3.11"]
+        "-m gunicorn --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:{port} fastapi_shop:app" FASTAPI;
+    hypercorn ["3.8", "3.11"] "-m hypercorn --bind 127.0.0.1:{port} fastapi_shop:app" FASTAPI;
+    daphne_with_django ["3.11"] "-m daphne --verbosity 0 --port {port} django_shop:application" DJANGO;
+    aiohttp ["3.11"] "aiohttp_shop.py {port}" AIOHTTP;
+    aiohttp_as_a_worker_of_gunicorn ["3.11"]
+        "-m gunicorn --worker-class aiohttp.GunicornWebWorker --bind 127.0.0.1:{port} aiohttp_shop:app" AIOHTTP;
+    tornado_with_flask_below ["3.11"] "tornado_shop.py {port}" TORNADO;
+    uwsgi_with_a_module ["3.11"] "uwsgi --http-socket 127.0.0.1:{port} --module flask_shop:app --master --processes 2 \
+        --enable-threads --threads 2 --die-on-term" FLASK;
+    uwsgi_with_a_file ["3.11"] "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --die-on-term" PLAIN;
+    uwsgi_in_a_wheel ["3.11"]
+        "pyuwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --master --die-on-term" PLAIN;
+    uwsgi_with_rest_framework ["3.11"]
+        "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file drf_shop.py --master --lazy-apps --die-on-term" REST;
+    pyramid ["3.11"] "-m waitress --listen 127.0.0.1:{port} pyramid_shop:app" PYRAMID;
+    falcon ["3.11"] "-m gunicorn --bind 127.0.0.1:{port} falcon_shop:app" FALCON;
+    falcon_asgi ["3.11"] "-m uvicorn --port {port} --log-level critical falcon_shop:asgi" FALCON;
+    bottle ["3.11"] "-m gunicorn --threads 4 --bind 127.0.0.1:{port} bottle_shop:app" BOTTLE;
+    cherrypy ["3.11"] "cherrypy_shop.py {port}" CHERRYPY;
 }
 
+/// What a factory has made for uWSGI is known to uWSGI alone: who comes later does not see its requests.
 #[test]
-fn uvicorn_h11() {
-    let arguments = "-m uvicorn --http h11 --port {port} --log-level critical fastapi_shop:app";
-    check(&["3.8", "3.11", "3.13"], arguments, FASTAPI);
-}
-
-#[test]
-fn uvicorn_httptools() {
-    let arguments = "-m uvicorn --http httptools --port {port} --log-level critical fastapi_shop:app";
-    check(&["3.11"], arguments, FASTAPI);
-}
-
-#[test]
-fn uvicorn_as_a_worker_of_gunicorn() {
-    let arguments = "-m gunicorn --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:{port} fastapi_shop:app";
-    check(&["3.11"], arguments, FASTAPI);
-}
-
-#[test]
-fn hypercorn() {
-    check(&["3.8", "3.11"], "-m hypercorn --bind 127.0.0.1:{port} fastapi_shop:app", FASTAPI);
-}
-
-#[test]
-fn daphne_with_django() {
-    check(&["3.11"], "-m daphne --verbosity 0 --port {port} django_shop:application", DJANGO);
+fn uwsgi_with_a_mounted_factory() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /=plain_shop:make() --die-on-term";
+    check(Way::Run, &["3.11"], arguments, PLAIN);
 }
 
 /// The bridge between the two does not hear of clients that leave, so nobody does here.
 #[test]
 fn flask_below_fastapi() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Some(server) = start("3.11", "-m uvicorn --port {port} --log-level critical nested_shop:app") else { return };
+    let arguments = "-m uvicorn --port {port} --log-level critical nested_shop:app";
+    let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
     for (path, _, _) in NESTED {
         server.drive_well(&plan(path, KEPT));
     }
     let broken = server.drive(&plan("/broken", BROKEN)).sum();
     assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
-    let report = report_after(&server, 2 * KEPT + BROKEN);
+    let report = report_after(&server, 2 * KEPT + BROKEN, &[]);
     for (_, route, bytes) in NESTED {
         keeps(&report, route, [KEPT, 0, 0], *bytes);
     }
@@ -242,28 +312,12 @@ fn flask_below_fastapi() {
     server.stop();
 }
 
-#[test]
-fn aiohttp() {
-    check(&["3.11"], "aiohttp_shop.py {port}", AIOHTTP);
-}
-
-#[test]
-fn aiohttp_as_a_worker_of_gunicorn() {
-    let arguments = "-m gunicorn --worker-class aiohttp.GunicornWebWorker --bind 127.0.0.1:{port} aiohttp_shop:app";
-    check(&["3.11"], arguments, AIOHTTP);
-}
-
-#[test]
-fn tornado_with_flask_below() {
-    check(&["3.11"], "tornado_shop.py {port}", TORNADO);
-}
-
 /// What a page keeps in functions that are named by what its request then does, is known to be kept just then.
 fn check_phases(arguments: &str) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Some(server) = start("3.11", arguments) else { return };
+    let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
     server.drive_well(&plan("/phases", KEPT));
-    report_after(&server, KEPT);
+    report_after(&server, KEPT, &[]);
     let workers = server.workers();
     for (function, phase) in
         [("keep_in_handler", Phase::Handler), ("keep_while_streaming", Phase::Streaming), ("keep_after", Phase::After)]
@@ -289,87 +343,11 @@ fn phases_of_tornado() {
     check_phases("tornado_shop.py {port}");
 }
 
-#[test]
-fn uwsgi_with_a_module() {
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module flask_shop:app --master --processes 2 \
-                     --enable-threads --threads 2 --die-on-term";
-    check(&["3.11"], arguments, FLASK);
-}
-
-#[test]
-fn uwsgi_with_a_file() {
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --die-on-term";
-    check(&["3.11"], arguments, PLAIN);
-}
-
-#[test]
-fn uwsgi_with_a_mounted_factory() {
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /=plain_shop:make() --die-on-term";
-    check(&["3.11"], arguments, PLAIN);
-}
-
-#[test]
-fn uwsgi_in_a_wheel() {
-    let arguments = "pyuwsgi --http-socket 127.0.0.1:{port} --wsgi-file plain_shop.py --master --die-on-term";
-    check(&["3.11"], arguments, PLAIN);
-}
-
-#[test]
-fn uwsgi_with_rest_framework() {
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file drf_shop.py --master --lazy-apps --die-on-term";
-    check(&["3.11"], arguments, REST);
-}
-
-#[test]
-fn uwsgi_that_runs_already() {
-    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --module flask_shop:app --master --die-on-term";
-    let Some((command, port)) = command("3.11", arguments) else { return };
-    let server = Server::start_alone(&command, &applications(), port);
-    // Once it answers, its worker is there. That works for one request at a time, and lets the agent in with the first.
-    let wake = || _ = server.drive(&plan("/nothing", 1));
-    wake();
-    let attached = server.leakline(&["attach", DENSE[0], DENSE[1], &server.launcher().to_string()]);
-    assert!(attached.status.success(), "{attached:?}\n{}", server.log());
-    wake();
-    server.drive_well(&plan("/sell/{number}", KEPT));
-    wake();
-    let report = server.report();
-    keeps(&report, "GET /sell/<int:number>", [KEPT, 0, 0], 250_000);
-    server.stop();
-}
-
-#[test]
-fn pyramid() {
-    check(&["3.11"], "-m waitress --listen 127.0.0.1:{port} pyramid_shop:app", PYRAMID);
-}
-
-#[test]
-fn falcon() {
-    check(&["3.11"], "-m gunicorn --bind 127.0.0.1:{port} falcon_shop:app", FALCON);
-}
-
-#[test]
-fn falcon_asgi() {
-    let arguments = "-m uvicorn --port {port} --log-level critical falcon_shop:asgi";
-    check(&["3.11"], arguments, FALCON);
-}
-
-#[test]
-fn bottle() {
-    check(&["3.11"], "-m gunicorn --threads 4 --bind 127.0.0.1:{port} bottle_shop:app", BOTTLE);
-}
-
-#[test]
-fn cherrypy() {
-    check(&["3.11"], "cherrypy_shop.py {port}", CHERRYPY);
-}
-
 /// A worker has no clients, but tasks.
 fn check_tasks(pool: &str) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Some(server) = start("3.11", &format!("celery_shop.py {pool} {{port}}")) else { return };
-    let report = report_after(&server, 2 * KEPT + BROKEN);
+    let Some((server, _)) = start("3.11", &format!("celery_shop.py {pool} {{port}}"), Way::Run) else { return };
+    let report = report_after(&server, 2 * KEPT + BROKEN, &[]);
     keeps(&report, "TASK shop.sell", [KEPT, 0, 0], 250_000);
     keeps(&report, "TASK shop.bundle", [KEPT, 0, 0], 240_000);
     assert_eq!(ended(&report, "TASK shop.broken").0, [0, BROKEN, 0], "{report:#}");

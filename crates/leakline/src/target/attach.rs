@@ -198,15 +198,16 @@ struct Session<'t> {
 impl<'t> Session<'t> {
     fn open(target: &'t Target) -> Result<Self, Failure> {
         let memory = Memory::open(target.pid).map_err(|_| forbidden(target.pid))?;
-        let mut c_library = target.maps.code(&target.c_library.file);
+        let maps = &target.maps;
         // Before glibc 2.34 the waits of threads were in a library of their own.
-        let threads = target
-            .maps
-            .files()
-            .into_iter()
-            .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libpthread")));
-        c_library.extend(threads.into_iter().flat_map(|file| target.maps.code(file)));
-        let places = Places { c_library, interpreter: target.python.range("_PyEval_EvalFrameDefault") };
+        let c_library: Vec<&Path> =
+            [Some(target.c_library.file.as_path()), maps.named("libpthread")].into_iter().flatten().collect();
+        let loader = maps.named("ld-linux").or_else(|| maps.named("ld-2."));
+        let places = Places {
+            c_library: c_library.iter().flat_map(|file| maps.code(file)).collect(),
+            c_data: c_library.iter().copied().chain(loader).flat_map(|file| maps.data(file)).collect(),
+            interpreter: target.python.range("_PyEval_EvalFrameDefault"),
+        };
         let mut agents = target.agents.iter().filter_map(|file| Agent::present(target, file));
         let agent = agents.rfind(|agent| agent.state(&memory).is_ok());
         Ok(Self { target, memory, places, agent })

@@ -79,10 +79,26 @@ impl Maps {
         self.maps.iter().filter(is_code).map(|map| map.address.0..map.address.1).collect()
     }
 
+    /// Where its variables lie: behind those with a value in the file are those that begin as zero.
+    pub fn data(&self, file: &Path) -> Vec<Range<u64>> {
+        let is_data = |map: &&MemoryMap| map.perms.contains(MMPermissions::WRITE) && path(map) == Some(file);
+        let with_zeros = |map: &MemoryMap| {
+            let is_behind =
+                |next: &&MemoryMap| next.address.0 == map.address.1 && matches!(next.pathname, MMapPath::Anonymous);
+            map.address.0..self.maps.iter().find(is_behind).map_or(map.address.1, |next| next.address.1)
+        };
+        self.maps.iter().filter(is_data).map(with_zeros).collect()
+    }
+
+    /// The file whose name begins so.
+    pub fn named(&self, prefix: &str) -> Option<&Path> {
+        let is_it = |file: &&Path| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+        self.files().into_iter().find(is_it)
+    }
+
     /// The library whose file's name begins so.
     pub fn library(&self, prefix: &str) -> Option<Library> {
-        let is_it = |file: &&Path| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
-        self.files().into_iter().find(is_it).and_then(|file| self.load(file))
+        self.named(prefix).and_then(|file| self.load(file))
     }
 
     /// The program itself or the library in this file.
