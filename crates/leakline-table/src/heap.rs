@@ -17,7 +17,8 @@
 //!           edges
 //! edges     0               no more edges
 //!           1 target run    `run + 1` times in a row the same object, without a name
-//!           name + 2 target an attribute, key or variable; the next name that is not in use yet is followed by its text
+//!           2 most          the last edge's name is one of LIMITED, and this is the number that it leads to
+//!           name + 3 target an attribute, key or variable; the next name that is not in use yet is followed by its text
 //! target    the distance to the last target's address in this object, in units of 8 bytes, zigzag; the first one to the
 //!           object's own
 //! ```
@@ -28,13 +29,13 @@
 mod read;
 mod write;
 
-pub use read::{Edge, Heap, HeapObject, header};
+pub use read::{Edge, Heap, HeapObject, Limit, header};
 pub use write::{Buffer, Encoder, Name, ObjectHead, Sink, TypeName};
 
 /// The first eight bytes of every snapshot.
 pub const MAGIC: [u8; 8] = *b"LEAKHEAP";
 /// Raised when an older reader would misread the file.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// [`ObjectHead::length`] is there.
 pub const HAS_LENGTH: u64 = 1;
@@ -52,6 +53,22 @@ pub const BUFFERS_SHIFT: u32 = 5;
 pub const MOST_BUFFERS: usize = 2;
 /// Bytes of a name or label at most; what is longer is cut.
 pub const TEXT_BYTES: usize = 120;
+
+/// Names of an attribute (or of a module's variable) that says how many items the attribute beside it holds at most: caches
+/// that are written in Python. These are the only numbers of the server's that a snapshot holds.
+pub const LIMITED: [(&str, &str); 7] = [
+    // cachetools.Cache
+    ("_Cache__maxsize", "_Cache__data"),
+    // Django's django.core.cache.backends.locmem
+    ("_max_entries", "_cache"),
+    // SQLAlchemy's sqlalchemy.util.LRUCache (which lets itself grow half as large again), and Jinja's jinja2.utils.LRUCache
+    ("capacity", "_data"),
+    ("capacity", "_mapping"),
+    // The standard library's re, and urllib.parse until 3.10
+    ("_MAXCACHE", "_cache"),
+    ("_MAXCACHE2", "_cache2"),
+    ("MAX_CACHE_SIZE", "_parse_cache"),
+];
 
 /// How the child that writes a snapshot ends; its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,7 @@ struct Twin {
     is_class: bool,
     buffers: [Buffer; 2],
     edges: Vec<(Option<String>, u64)>,
+    limits: Vec<(String, u64)>,
 }
 
 fn twins(seed: u64, count: usize) -> Vec<Twin> {
@@ -51,6 +52,9 @@ fn twins(seed: u64, count: usize) -> Vec<Twin> {
                 let target = [own, other, 8 * pick(1 << 60)][pick(3) as usize];
                 edges.extend(std::iter::repeat_n((name, target), 1 + pick(3) as usize));
             }
+            // Each edge with a name may be followed by a number.
+            let limits = edges.iter().filter_map(|(name, _)| (pick(3) == 0).then_some((name.clone()?, pick(u64::MAX))));
+            let limits = limits.collect();
             Twin {
                 address: own,
                 of: format!("type_{}", pick(20)),
@@ -62,6 +66,7 @@ fn twins(seed: u64, count: usize) -> Vec<Twin> {
                 is_class: pick(2) == 0,
                 buffers,
                 edges,
+                limits,
             }
         })
         .collect()
@@ -86,11 +91,15 @@ fn encoded(twins: &[Twin]) -> Vec<u8> {
             buffers: twin.buffers,
         });
         types.insert(&twin.of, index);
+        let mut limits = twin.limits.iter().peekable();
         for (name, target) in &twin.edges {
             let known =
                 name.as_ref().map(|name| names.get(name).map_or(Name::New(name.as_bytes()), |at| Name::Known(*at)));
             if let (Some(index), Some(name)) = (encoder.edge(known.unwrap_or(Name::None), *target), name) {
                 names.insert(name.clone(), index);
+            }
+            if let Some((_, most)) = limits.next_if(|(limited, _)| name.as_ref() == Some(limited)) {
+                encoder.limit(*most);
             }
         }
         encoder.end();
@@ -125,6 +134,7 @@ fn decoded(heap: &Heap) -> Vec<Twin> {
                 let name = edge.name.map(|name| heap.names[name as usize].clone());
                 std::iter::repeat_n((name, edge.target), edge.count as usize)
             });
+            let limits = heap.limits.iter().filter(|limit| limit.object as usize == at);
             Twin {
                 address: object.address,
                 of: heap.types[object.of as usize].clone(),
@@ -136,6 +146,7 @@ fn decoded(heap: &Heap) -> Vec<Twin> {
                 is_class: object.is_class,
                 buffers: object.buffers,
                 edges: edges.collect(),
+                limits: limits.map(|limit| (heap.names[limit.name as usize].clone(), limit.most)).collect(),
             }
         })
         .collect()
@@ -181,8 +192,8 @@ fn a_cut_file_is_refused() {
     unfinished[std::mem::offset_of!(HeapHeader, complete)] = 0;
     assert!(matches!(exercise::read(&unfinished), Err(Refusal::Damaged { .. })));
     let mut newer = whole;
-    newer[std::mem::offset_of!(HeapHeader, version)] = 2;
-    assert_eq!(exercise::read(&newer).unwrap_err(), Refusal::Newer { version: 2 });
+    newer[std::mem::offset_of!(HeapHeader, version)] = VERSION as u8 + 1;
+    assert_eq!(exercise::read(&newer).unwrap_err(), Refusal::Newer { version: VERSION + 1 });
     assert_eq!(exercise::read(&[0; 500]).unwrap_err(), Refusal::NotATable);
 }
 

@@ -16,7 +16,8 @@ static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../cases");
 /// A server with known behaviour.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Its folder within `cases/`: `user-list`, `healthy/sessions`.
+    /// Its folder within `cases/`: `user-list`, `healthy/sessions`; where the folder's command names a `{module}`, and each
+    /// module that expects something is a case, the module too: `holders/lru_cache`.
     pub name: String,
     /// What it shows, in one sentence.
     pub story: String,
@@ -34,6 +35,8 @@ pub struct Case {
     /// What has to run beside the server, without leakline.
     service: Option<String>,
     folder: &'static Dir<'static>,
+    /// Without its `.py`.
+    module: Option<String>,
 }
 
 /// `case.toml`
@@ -57,12 +60,29 @@ impl Case {
         let mut folders = vec![&CASES];
         while let Some(folder) = folders.pop() {
             match folder.get_file(folder.path().join("case.toml")) {
-                Some(_) => cases.push(Case::new(folder)),
+                Some(_) => cases.extend(Case::in_folder(folder)),
                 None => folders.extend(folder.dirs()),
             }
         }
         cases.sort_by(|one, other| one.name.cmp(&other.name));
         cases
+    }
+
+    fn in_folder(folder: &'static Dir<'static>) -> Vec<Case> {
+        let case = Case::new(folder);
+        if !case.command.contains("{module}") {
+            return vec![case];
+        }
+        let modules = case.sources().filter(|(_, text)| text.contains("# expect: "));
+        let modules = modules.filter_map(|(path, _)| path.file_stem()?.to_str());
+        modules.map(|module| case.clone().of_module(module)).collect()
+    }
+
+    fn of_module(mut self, module: &str) -> Case {
+        self.name = format!("{}/{module}", self.name);
+        self.command = self.command.replace("{module}", module);
+        self.module = Some(module.to_owned());
+        self
     }
 
     /// The contents of a case were fixed when the command was built, and a test opens every one of them.
@@ -84,7 +104,13 @@ impl Case {
             command: description.command,
             service: description.service,
             folder,
+            module: None,
         }
+    }
+
+    /// Its folder within `cases/`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The server's command line with this Python and this port of 127.0.0.1; where the case has a service, at its port.
@@ -92,9 +118,12 @@ impl Case {
         words(&self.command, python, &[("{port}", Some(port)), ("{service_port}", service_port)])
     }
 
-    /// The Python files: name and text.
+    /// The Python files that say what it does: name and text.
     pub fn sources(&self) -> impl Iterator<Item = (&'static Path, &'static str)> {
         let files = self.folder.files().filter(|file| file.path().extension().is_some_and(|kind| kind == "py"));
+        let files = files.filter(|file| {
+            self.module.as_deref().is_none_or(|module| file.path().file_stem().is_some_and(|stem| stem == module))
+        });
         files.map(|file| (file.path(), file.contents_utf8().expect("cases are written in UTF-8")))
     }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! # expect: none
-//! # expect: leak ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
+//! # expect: leak|cache ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     native in LIBRARY                    its origin is native (or mixed), and it blames this library
 //!     by SYMBOL                            and this function of it
@@ -11,6 +11,8 @@
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
 //!     held by TEXT                         a heap snapshot of the running server says that this holds it
+//!     each TYPE by TEXT                    the same of the objects of a type
+//!     bound N bytes within P %             and that this is what a full cache will hold
 //! # expect: balloon ROUTE [when OUTCOME] [at FILE:FUNCTION], CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     while PHASE                          what the request was doing
@@ -32,6 +34,9 @@ use std::sync::Mutex;
 use harness::{LEAKLINE, Server};
 use leakline::case::Case;
 use leakline::drive::plan::Plan;
+use leakline::heap::{self, summary};
+use leakline::runs::Runs;
+use leakline::target::snapshot;
 use serde_json::Value;
 
 /// A busy machine makes the sampler coarser, so servers don't run side by side.
@@ -41,7 +46,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 #[derive(Debug)]
 enum Expected {
     None,
-    Leak { route: String, outcome: Option<String>, file: String, function: String, clauses: Vec<Clause> },
+    Leak { kind: String, route: String, outcome: Option<String>, file: String, function: String, clauses: Vec<Clause> },
     Balloon { route: String, outcome: String, place: Option<(String, String)>, clauses: Vec<Clause> },
     Retained { route: String, file: String, function: String, clauses: Vec<Clause> },
 }
@@ -63,6 +68,8 @@ enum Clause {
     AtLeast(f64),
     Remedy(String),
     HeldBy(String),
+    Each { of: String, by: String },
+    Bound { bytes: f64, within: f64 },
 }
 
 fn expected(case: &Case) -> Expected {
@@ -88,12 +95,21 @@ fn expected(case: &Case) -> Expected {
         let (route, file, function) = (route.to_owned(), file.to_owned(), function.to_owned());
         return Expected::Retained { route, file, function, clauses };
     }
-    let leak = what.strip_prefix("leak ").unwrap_or_else(|| panic!("{line}"));
+    let (kind, leak) =
+        what.split_once(' ').filter(|(kind, _)| ["leak", "cache"].contains(kind)).unwrap_or_else(|| panic!("{line}"));
     let (route, outcome) = match leak.split_once(" when ") {
         Some((route, outcome)) => (route, Some(outcome.to_owned())),
         None => (leak, None),
     };
-    Expected::Leak { route: route.to_owned(), outcome, file: file.to_owned(), function: function.to_owned(), clauses }
+    let kind = kind.to_owned();
+    Expected::Leak {
+        kind,
+        route: route.to_owned(),
+        outcome,
+        file: file.to_owned(),
+        function: function.to_owned(),
+        clauses,
+    }
 }
 
 fn clause(text: &str) -> Clause {
@@ -125,6 +141,13 @@ fn clause(text: &str) -> Clause {
         }
         [bytes, "bytes", "at", "least"] => Clause::AtLeast(number(bytes)),
         ["remedy", text] => Clause::Remedy(text.to_owned()),
+        ["bound", bytes, "bytes", "within", percent, "%"] => {
+            Clause::Bound { bytes: number(bytes), within: number(percent) / 100.0 }
+        }
+        ["each", of, "by", ..] => {
+            let by = text.split_once(" by ").map(|(_, by)| by.to_owned()).unwrap_or_default();
+            Clause::Each { of: of.to_owned(), by }
+        }
         ["held", "by", ..] => Clause::HeldBy(text["held by ".len()..].to_owned()),
         _ => panic!("{text:?} is no clause of an expectation"),
     }
@@ -135,7 +158,8 @@ fn check(name: &str) {
     let case = Case::all().into_iter().find(|case| case.name == name).unwrap();
     let expected = expected(&case);
     for version in &case.pythons {
-        let Some(python) = harness::python(version, &harness::root().join("cases").join(name).join("requirements.txt"))
+        let Some(python) =
+            harness::python(version, &harness::root().join("cases").join(case.folder()).join("requirements.txt"))
         else {
             continue;
         };
@@ -165,12 +189,7 @@ fn check(name: &str) {
         let living = server.report();
         harness::adds_up(&living).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
         if let Expected::Leak { clauses, .. } = &expected {
-            let holders = clauses.iter().filter_map(|clause| match clause {
-                Clause::HeldBy(holder) => Some(holder),
-                _ => None,
-            });
-            // A server that has ended can't be asked any more.
-            holders.for_each(|holder| check_holder(holder, &living, &format!("{name} on {version}")));
+            check_chains(clauses, &server, &format!("{name} on {version}"));
         }
         // When it has ended, its memory is known from the last look, which may have met an export in the middle.
         let report = match &expected {
@@ -184,12 +203,15 @@ fn check(name: &str) {
     }
 }
 
-/// The leak that costs most is held by this.
-fn check_holder(holder: &str, report: &Value, case: &str) {
-    let findings = report["findings"].as_array().unwrap();
-    let leak = findings.iter().find(|finding| finding["kind"] == "leak").unwrap_or(&Value::Null);
-    let found = leak["holder"]["text"].as_str().unwrap_or("nobody");
-    assert!(found.contains(holder), "{case} is held by {found:?}, and not by {holder:?}: {report:#}");
+/// What the snapshot that the report has taken says of single objects.
+fn check_chains(clauses: &[Clause], server: &Server, case: &str) {
+    for clause in clauses {
+        let Clause::Each { of, by } = clause else { continue };
+        let run = Runs::open(&server.tables()).and_then(|runs| runs.latest()).unwrap();
+        let taken = run.tables.iter().map(snapshot::path).find(|path| path.exists()).unwrap();
+        let holders = summary::holders_of_type(&heap::open(&taken).unwrap(), of);
+        assert!(holders[0].text.contains(by), "{case}: {of} is held by {:?}, and not by {by:?}", holders[0].text);
+    }
 }
 
 fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report: &Value) -> Result<(), String> {
@@ -197,8 +219,10 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
     if report["window"]["requests"].as_u64().unwrap_or(0) == 0 {
         return Err("not one request was seen".to_owned());
     }
-    let (route, outcome, file, function, clauses) = match expected {
-        Expected::Leak { route, outcome, file, function, clauses } => (route, outcome, file, function, clauses),
+    let (kind, route, outcome, file, function, clauses) = match expected {
+        Expected::Leak { kind, route, outcome, file, function, clauses } => {
+            (kind.as_str(), route, outcome, file, function, clauses)
+        }
         Expected::Balloon { route, outcome, place, clauses } => {
             let [finding] = &findings[..] else {
                 return Err(format!("{} findings instead of one balloon", findings.len()));
@@ -226,8 +250,12 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
             };
         }
     };
-    let leaks: Vec<&Value> = findings.iter().filter(|finding| finding["kind"] == "leak").collect();
+    let leaks: Vec<&Value> =
+        findings.iter().filter(|finding| finding["kind"] == "leak" || finding["kind"] == kind).collect();
     let first = leaks.first().ok_or("the leak was not found")?;
+    if let Some(other) = leaks.iter().find(|finding| finding["kind"] != kind) {
+        return Err(format!("it is called a {}", other["kind"]));
+    }
     for leak in &leaks {
         if leak["route"] != route.as_str() {
             return Err(format!("{} is accused, and it is {route}", leak["route"]));
@@ -268,7 +296,18 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
                     return Err(format!("{route} has {:.1} % of the live bytes", found * 100.0));
                 }
             }
-            Clause::HeldBy(_) => {}
+            Clause::HeldBy(holder) => {
+                let found = first["holder"]["text"].as_str().unwrap_or("nobody");
+                if !found.contains(holder) {
+                    return Err(format!("it is held by {found:?}, and not by {holder:?}"));
+                }
+            }
+            Clause::Bound { bytes, within } => near(
+                first["holder"]["bound_bytes"].as_f64().unwrap_or(0.0),
+                *bytes,
+                *within,
+                "bytes of the full cache",
+            )?,
             _ => return Err(format!("{clause:?} says nothing about a leak")),
         }
     }
@@ -378,7 +417,26 @@ macro_rules! cases {
 
 cases! {
     user_list "user-list"
-    unbounded_cache "unbounded-cache"
+    holder_bounded_cachetools "holders/bounded_cachetools"
+    holder_bounded_deque "holders/bounded_deque"
+    holder_bounded_django "holders/bounded_django"
+    holder_bounded_lru_cache "holders/bounded_lru_cache"
+    holder_bounded_regexes "holders/bounded_regexes"
+    holder_bounded_sqlalchemy "holders/bounded_sqlalchemy"
+    holder_cached_list "holders/cached_list"
+    holder_class_dict "holders/class_dict"
+    holder_closure "holders/closure"
+    holder_context "holders/context"
+    holder_errors "holders/errors"
+    holder_extension "holders/extension"
+    holder_garbage "holders/garbage"
+    holder_generator "holders/generator"
+    holder_log_handlers "holders/log_handlers"
+    holder_lru_cache "holders/lru_cache"
+    holder_module_list "holders/module_list"
+    holder_receivers "holders/receivers"
+    holder_task "holders/task"
+    holder_thread_local "holders/thread_local"
     slow_timer "slow-timer"
     recycled_dicts "recycled-dicts"
     s3_proxy "s3-proxy"
@@ -392,7 +450,6 @@ cases! {
     retained_export "retained-export"
     event_stream "healthy/event-stream"
     crowd "healthy/crowd"
-    bounded_cache "healthy/bounded-cache"
     cyclic_garbage "healthy/cyclic-garbage"
     download "healthy/download"
     first_request "healthy/first-request"

@@ -38,10 +38,12 @@ pub(crate) enum Kind {
     NumpyArray,
     LruCache,
     BytesIo,
+    /// A node of a context's map from variables to values.
+    ContextNode,
 }
 
 /// Kinds by `tp_name`, of types that are recognised by no flag.
-const NAMED: [(&CStr, Kind); 16] = [
+const NAMED: [(&CStr, Kind); 17] = [
     (c"bytearray", Kind::ByteArray),
     (c"set", Kind::Set),
     (c"frozenset", Kind::Set),
@@ -57,6 +59,7 @@ const NAMED: [(&CStr, Kind); 16] = [
     (c"numpy.ndarray", Kind::NumpyArray),
     (c"functools._lru_cache_wrapper", Kind::LruCache),
     (c"_io.BytesIO", Kind::BytesIo),
+    (c"hamt_bitmap_node", Kind::ContextNode),
     (c"moduledef", Kind::Other),
 ];
 
@@ -81,6 +84,8 @@ struct Offsets {
     generator_frame: usize,
     /// `gi_frame_state`, from 3.11 on: 4 and more when the frame has been cleared.
     generator_state: usize,
+    /// `f_globals`
+    frame_globals: usize,
     /// `localsplus`
     frame_locals: usize,
     /// `co_localsplusnames`, before 3.11 `co_varnames`.
@@ -99,6 +104,7 @@ fn offsets(minor: u32) -> Offsets {
         generator_name: 56,
         generator_frame: 0,
         generator_state: 0,
+        frame_globals: 48,
         frame_locals: 360,
         code_names: 64,
         type_name: 848,
@@ -111,6 +117,7 @@ fn offsets(minor: u32) -> Offsets {
         generator_name: 40,
         generator_frame: 80,
         generator_state: 75,
+        frame_globals: 8,
         frame_locals: 72,
         code_names: 96,
         type_keys: 872,
@@ -126,6 +133,7 @@ fn offsets(minor: u32) -> Offsets {
             generator_name: 32,
             generator_frame: 72,
             generator_state: 67,
+            frame_globals: 24,
             type_name: 872,
             type_keys: 880,
             ..python_3_11
@@ -475,6 +483,16 @@ impl Objects {
                 Kind::Type => found(word(object + 264), dict_word),
                 Kind::BytesIo => found(word(object + 16), Word::C(BUFFER.as_ptr() as usize)),
                 Kind::Frame | Kind::Generator => self.variables(object, shape.kind, &mut found),
+                // PyHamtNode_Bitmap: b_array; pairs of a variable, or nothing where the other is a node, and its value
+                Kind::ContextNode => {
+                    for pair in (object + 32..).step_by(16).take(items(object).min(64) / 2) {
+                        let variable = word(pair);
+                        if variable != 0 && type_name(type_of(variable)).to_bytes().ends_with(b"ContextVar") {
+                            // var_name
+                            found(word(pair + 8), Word::Text(word(variable + 16)));
+                        }
+                    }
+                }
                 _ => {}
             }
             found(self.dict(object, shape), dict_word);
@@ -490,42 +508,33 @@ impl Objects {
         }
     }
 
-    /// The local variables of a frame, or of a generator that has not ended.
-    unsafe fn variables(&self, object: usize, kind: Kind, found: &mut impl FnMut(usize, Word)) {
+    /// Where the variables of a frame are, or of a generator that has not ended; 0 where they are not here.
+    unsafe fn frame(&self, object: usize, kind: Kind) -> usize {
         unsafe {
             let frame = match (kind, self.layout.minor) {
                 (Kind::Frame, ..11) => object,
                 // f_frame
                 (Kind::Frame, _) => word(object + 24),
                 // The generator's frame is an object of its own.
-                (_, ..11) => return,
-                _ if *((object + self.offsets.generator_state) as *const i8) >= 4 => return,
+                (_, ..11) => return 0,
+                _ if *((object + self.offsets.generator_state) as *const i8) >= 4 => return 0,
                 _ => object + self.offsets.generator_frame,
             };
+            if frame == 0 || word(frame + self.layout.frame_code) == 0 { 0 } else { frame }
+        }
+    }
+
+    /// The local variables of a frame, or of a generator that has not ended.
+    unsafe fn variables(&self, object: usize, kind: Kind, found: &mut impl FnMut(usize, Word)) {
+        unsafe {
+            let frame = self.frame(object, kind);
             if frame == 0 {
                 return;
             }
             let code = word(frame + self.layout.frame_code);
-            if code == 0 {
-                return;
-            }
             let names = word(code + self.offsets.code_names);
             for index in 0..items(names).min(256) {
                 found(word(frame + self.offsets.frame_locals + 8 * index), Word::Text(word(names + 24 + 8 * index)));
-            }
-        }
-    }
-
-    /// The code object whose name a frame has, 0 where it has none.
-    unsafe fn code_of(&self, object: usize, kind: Kind) -> usize {
-        unsafe {
-            match (kind, self.layout.minor) {
-                (Kind::Code, _) => object,
-                (_, ..11) => word(object + self.layout.frame_code),
-                _ => match word(object + 24) {
-                    0 => 0,
-                    frame => word(frame + self.layout.frame_code),
-                },
             }
         }
     }
@@ -540,9 +549,10 @@ impl Objects {
                     [word(object + self.offsets.function_module), word(object + self.offsets.function_name)]
                 }
                 Kind::Generator => [0, word(object + self.offsets.generator_name)],
-                Kind::Code | Kind::Frame => match self.code_of(object, shape.kind) {
+                Kind::Code => [0, word(object + self.layout.code_function)],
+                Kind::Frame => match self.frame(object, shape.kind) {
                     0 => [0, 0],
-                    code => [0, word(code + self.layout.code_function)],
+                    frame => [0, word(word(frame + self.layout.frame_code) + self.layout.code_function)],
                 },
                 Kind::Type if word(object + 168) as u64 & flag::HEAP_TYPE != 0 => {
                     [0, word(object + self.offsets.type_name)]
@@ -552,10 +562,42 @@ impl Objects {
         }
     }
 
-    /// `tp_dict` of a heap type, in which its `__module__` is.
-    pub(crate) unsafe fn class_dict(&self, object: usize, shape: &Shape) -> usize {
-        let is_class = shape.kind == Kind::Type && unsafe { word(object + 168) } as u64 & flag::HEAP_TYPE != 0;
-        if is_class { unsafe { word(object + 264) } } else { 0 }
+    /// The dict that tells which module a heap type or a frame is of, and under which key.
+    pub(crate) unsafe fn module_entry(&self, object: usize, shape: &Shape) -> Option<(usize, &'static [u8])> {
+        unsafe {
+            match shape.kind {
+                // tp_dict
+                Kind::Type if word(object + 168) as u64 & flag::HEAP_TYPE != 0 => {
+                    Some((word(object + 264), b"__module__"))
+                }
+                Kind::Frame => match self.frame(object, shape.kind) {
+                    0 => None,
+                    frame => Some((word(frame + self.offsets.frame_globals), b"__name__")),
+                },
+                _ => None,
+            }
+        }
+    }
+
+    /// A positive `int`'s value, if it is one of at most two digits.
+    pub(crate) unsafe fn number(&self, object: usize) -> Option<u64> {
+        unsafe {
+            if word(type_of(object) + 168) as u64 & flag::LONG == 0 {
+                return None;
+            }
+            // ob_size, negative for a negative number; lv_tag: the number of digits above three bits of flags, of which
+            // the lowest two are 0 where it is positive.
+            let (digits, at) = match (self.layout.minor, word(object + 16)) {
+                (..12, digits) => (digits, object + 24),
+                (_, tag) if tag & 3 == 0 => (tag >> 3, object + 24),
+                _ => return None,
+            };
+            match digits {
+                1 => Some(half(at).into()),
+                2 => Some(u64::from(half(at)) | u64::from(half(at + 4)) << 30),
+                _ => None,
+            }
+        }
     }
 
     /// Items that it holds.

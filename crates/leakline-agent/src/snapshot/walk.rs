@@ -6,13 +6,15 @@ use super::memory::{Growing, Map, Seen};
 use crate::python::api::{Api, Object};
 use crate::python::objects::{self, Kind, Objects, Shape, Word};
 use crate::python::{collector_lists, word};
-use leakline_table::heap::{Encoder, Name, ObjectHead, TEXT_BYTES, TypeName};
+use leakline_table::heap::{Encoder, LIMITED, Name, ObjectHead, TEXT_BYTES, TypeName};
 use std::ffi::{CStr, c_int, c_void};
 
 /// Dicts with more items than this are written without names: nobody looks one up among so many.
 const MOST_NAMED: u64 = 10_000;
 /// Names that are written at most; edges that come later go without.
 const MOST_NAMES: usize = 1 << 20;
+/// The mark of a name that is one of [`LIMITED`], beside its index.
+const LIMITS: u32 = 1 << 31;
 
 /// A walk over all objects.
 pub(super) struct Walk<'w> {
@@ -27,7 +29,7 @@ pub(super) struct Walk<'w> {
     shapes: Growing<(Shape, usize, usize)>,
     /// Offsets and names of the members of all types, one type's after the other's.
     members: Growing<(usize, usize)>,
-    /// From a name's address to its index in the file.
+    /// From a name's address to its index in the file, with [`LIMITS`].
     names: Map,
     names_dropped: u64,
     /// What the references of the object that is being written are called. An entry that was used leads nowhere.
@@ -164,24 +166,44 @@ impl<'w> Walk<'w> {
     /// The target is a live object, and so is its name.
     unsafe fn edge(&mut self, target: usize, name: Option<Word>) {
         self.reach(target);
-        let mut text = [0; TEXT_BYTES];
-        let (Word::Text(key) | Word::C(key)) = name.unwrap_or(Word::Text(0));
-        let name = match name {
-            None => Name::None,
-            Some(name) => match self.names.get(key) {
-                Some(index) => Name::Known(index),
-                None if self.names.len() >= MOST_NAMES => {
-                    self.names_dropped += 1;
-                    Name::None
-                }
-                // SAFETY: the caller's promise.
-                None => Name::New(unsafe { self.text(name, &mut text) }),
-            },
+        let Some(name) = name else {
+            self.out.edge(Name::None, target as u64);
+            return;
         };
-        let is_new = matches!(name, Name::New(_));
-        if let (Some(index), true) = (self.out.edge(name, target as u64), is_new) {
-            self.names.insert(key, index);
+        let (Word::Text(key) | Word::C(key)) = name;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let known = match self.names.get(key) {
+                Some(known) => {
+                    self.out.edge(Name::Known(known & !LIMITS), target as u64);
+                    known
+                }
+                None => self.edge_of_new_name(target, name, key),
+            };
+            if known & LIMITS != 0 {
+                self.objects.number(target).into_iter().for_each(|most| self.out.limit(most));
+            }
         }
+    }
+
+    /// Returns what [`Walk::names`] knows of the name from now on.
+    ///
+    /// # Safety
+    /// As for [`Walk::edge`].
+    unsafe fn edge_of_new_name(&mut self, target: usize, name: Word, key: usize) -> u32 {
+        if self.names.len() >= MOST_NAMES {
+            self.names_dropped += 1;
+            self.out.edge(Name::None, target as u64);
+            return 0;
+        }
+        let mut buffer = [0; TEXT_BYTES];
+        // SAFETY: the caller's promise.
+        let text = unsafe { self.text(name, &mut buffer) };
+        let is_limit = LIMITED.iter().any(|(limit, _)| limit.as_bytes() == text);
+        let index = self.out.edge(Name::New(text), target as u64).unwrap_or(0);
+        let known = if is_limit { index | LIMITS } else { index };
+        self.names.insert(key, known);
+        known
     }
 
     /// # Safety
@@ -209,11 +231,11 @@ impl<'w> Walk<'w> {
         // SAFETY: the caller's promise.
         unsafe {
             let [mut module, name] = self.objects.label(object, shape);
-            let class_dict = self.objects.class_dict(object, shape);
-            if class_dict != 0 {
-                module = self.module_of(class_dict);
+            let entry = self.objects.module_entry(object, shape);
+            if let Some((dict, key)) = entry {
+                module = self.value_of(dict, key);
             }
-            if shape.kind == Kind::Type && class_dict == 0 {
+            if shape.kind == Kind::Type && entry.is_none() {
                 let name = objects::type_name(object).to_bytes();
                 let length = name.len().min(TEXT_BYTES);
                 into[..length].copy_from_slice(&name[..length]);
@@ -231,17 +253,17 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The value of `__module__` in a class's dict, 0 where there is none.
+    /// The value of a key in a dict, 0 where there is none.
     ///
     /// # Safety
-    /// A live dict.
-    unsafe fn module_of(&self, class_dict: usize) -> usize {
+    /// A live dict, or none.
+    unsafe fn value_of(&self, dict: usize, wanted: &[u8]) -> usize {
         let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
         let mut text = [0; 16];
-        // SAFETY: the caller's promise; PyDict_Next only reads.
+        // SAFETY: the caller's promise; PyDict_Next only reads, and takes null for an empty dict.
         unsafe {
-            while (self.api.dict_next)(class_dict as Object, &mut at, &mut key, &mut value) != 0 {
-                if self.objects.is_text(key as usize) && self.objects.text(key as usize, &mut text) == b"__module__" {
+            while (self.api.dict_next)(dict as Object, &mut at, &mut key, &mut value) != 0 {
+                if self.objects.is_text(key as usize) && self.objects.text(key as usize, &mut text) == wanted {
                     return value as usize;
                 }
             }

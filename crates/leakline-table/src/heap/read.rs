@@ -46,6 +46,17 @@ pub struct Edge {
     pub count: u64,
 }
 
+/// What an object says of how many items its attribute may hold; see [`super::LIMITED`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// The object, by its index.
+    pub object: u32,
+    /// What the number is called; index into [`Heap::names`].
+    pub name: u32,
+    /// The number.
+    pub most: u64,
+}
+
 /// A whole snapshot.
 #[derive(Clone, Debug)]
 pub struct Heap {
@@ -61,6 +72,8 @@ pub struct Heap {
     pub objects: Vec<HeapObject>,
     /// The edges of all objects, one object's after the other's.
     pub edges: Vec<Edge>,
+    /// In the order of their objects.
+    pub limits: Vec<Limit>,
 }
 
 /// Reads and checks the header alone.
@@ -86,7 +99,15 @@ impl Heap {
         if stream.len() as u64 != header.stream_bytes {
             return Err(Refusal::Damaged { what: "its length is not the one that it names (cut short?)" });
         }
-        let mut heap = Self { header, types: vec![], names: vec![], labels: vec![], objects: vec![], edges: vec![] };
+        let mut heap = Self {
+            header,
+            types: vec![],
+            names: vec![],
+            labels: vec![],
+            objects: vec![],
+            edges: vec![],
+            limits: vec![],
+        };
         heap.objects(&mut Stream { rest: stream }).ok_or(Refusal::Damaged { what: "an object is not well formed" })?;
         let edges = heap.edges.iter().fold(0u64, |sum, edge| sum.saturating_add(edge.count));
         if (heap.objects.len() as u64, edges) != (header.objects, header.edges) {
@@ -161,7 +182,14 @@ impl Heap {
                     stream.number()?;
                     None
                 }
-                _ => Some(stream.index_from(2, &mut self.names)?),
+                2 => {
+                    stream.number()?;
+                    let object = self.objects.len() - 1;
+                    let name = self.edges_of(object).last()?.name?;
+                    self.limits.push(Limit { object: u32::try_from(object).ok()?, name, most: stream.number()? });
+                    continue;
+                }
+                _ => Some(stream.index_from(3, &mut self.names)?),
             };
             target = stream.near(target)?;
             let count = if name.is_none() { stream.number()?.checked_add(1)? } else { 1 };

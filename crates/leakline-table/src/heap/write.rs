@@ -138,11 +138,11 @@ impl<S: Sink> Encoder<S> {
                 None
             }
             Name::Known(index) => {
-                self.number(u64::from(index) + 2);
+                self.number(u64::from(index) + 3);
                 Some(index)
             }
             Name::New(text) => {
-                self.number(u64::from(self.names) + 2);
+                self.number(u64::from(self.names) + 3);
                 self.text(text);
                 self.names += 1;
                 Some(self.names - 1)
@@ -152,6 +152,12 @@ impl<S: Sink> Encoder<S> {
         self.last_target = target;
         self.run = index.is_none().then_some(0);
         index
+    }
+
+    /// Says what number the edge that was written last, whose name is one of [`super::LIMITED`], leads to.
+    pub fn limit(&mut self, most: u64) {
+        self.number(2);
+        self.number(most);
     }
 
     /// Ends the object that was begun last.

@@ -25,6 +25,10 @@ fn check(heap: &Heap, file_bytes: usize) {
     for edge in &heap.edges {
         assert!(edge.count > 0 && edge.name.is_none_or(|name| (name as usize) < heap.names.len()));
     }
-    // What is read from a file must not be able to fill the memory: an object takes eight bytes at least, an edge two.
-    assert!(8 * heap.objects.len() + 2 * heap.edges.len() <= file_bytes);
+    for limit in &heap.limits {
+        assert!((limit.object as usize) < heap.objects.len() && (limit.name as usize) < heap.names.len());
+    }
+    // What is read from a file must not be able to fill the memory: an object takes eight bytes at least, an edge or a limit
+    // two.
+    assert!(8 * heap.objects.len() + 2 * (heap.edges.len() + heap.limits.len()) <= file_bytes);
 }

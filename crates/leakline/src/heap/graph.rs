@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use leakline_table::heap::{Edge, Heap, HeapObject};
+use leakline_table::heap::{Edge, Heap, HeapObject, LIMITED};
 
 use super::dominators::{self, NONE, dominators};
 
@@ -84,6 +84,7 @@ impl Graph {
             dominator: vec![],
             blocks: vec![],
         };
+        graph.apply_limits();
         graph.find_ways();
         graph.find_retained();
         graph.find_blocks();
@@ -150,6 +151,11 @@ impl Graph {
         is_some(self.before[node.0 as usize])
     }
 
+    /// Objects that live by themselves, and why.
+    pub fn roots(&self) -> impl Iterator<Item = (Node, Root)> {
+        self.roots.iter().copied()
+    }
+
     /// All objects, the nearest to a root first.
     pub fn by_distance(&self) -> impl DoubleEndedIterator<Item = Node> {
         self.by_distance.iter().map(|&node| Node(node))
@@ -160,6 +166,25 @@ impl Graph {
         let at = self.blocks.partition_point(|(start, ..)| *start <= address).checked_sub(1)?;
         let (start, bytes, node) = self.blocks[at];
         (address - start < bytes).then_some((Node(node), bytes))
+    }
+
+    /// A cache that is written in Python keeps its items in one attribute and their greatest number in another.
+    fn apply_limits(&mut self) {
+        for limit in std::mem::take(&mut self.heap.limits) {
+            let is_name = |name: Option<u32>, wanted| name.is_some_and(|name| self.heap.names[name as usize] == wanted);
+            let limited = LIMITED.iter().filter(|(name, _)| is_name(Some(limit.name), *name));
+            let stores = limited.flat_map(|(_, store)| {
+                self.edges(Node(limit.object)).filter(|(edge, _)| is_name(edge.name, *store)).map(|(_, node)| node)
+            });
+            for store in stores.collect::<Vec<_>>() {
+                self.heap.objects[store.0 as usize].bound = Some(limit.most);
+            }
+        }
+    }
+
+    /// Where the memory of objects begins and how long each stretch of it is, bytes; by address.
+    pub fn blocks(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.blocks.iter().map(|&(start, bytes, _)| (start, bytes))
     }
 
     /// The shortest ways from modules come first; what they don't lead to is asked for from other roots.
@@ -284,6 +309,7 @@ mod tests {
             labels: vec![],
             objects: vec![],
             edges: vec![],
+            limits: vec![],
         };
         let address = |node: usize| 0x1000 + 0x100 * node as u64;
         for (node, targets) in edges.iter().enumerate() {

@@ -1,5 +1,5 @@
 //! From the survivors of a finding to the container that holds most of them.
-use super::graph::{Graph, Node};
+use super::graph::{Graph, Node, Root};
 use super::words::{entries, words};
 use crate::analyze::Holder;
 
@@ -25,11 +25,18 @@ pub fn holder(graph: &Graph, survivors: &[(u64, f64)]) -> Option<Holder> {
         }
     }
     // Those with more than half lie on one way, so the one farthest from the root is behind all others.
-    let nearest = graph.by_distance().rev().find(|node| held[node.0 as usize] > all * MOST)?;
+    let Some(nearest) = graph.by_distance().rev().find(|node| held[node.0 as usize] > all * MOST) else {
+        return scattered(graph, &held, all);
+    };
     let nearest = container(graph, nearest);
     let words = words(graph, nearest);
     let share = held[nearest.0 as usize] / all;
-    Some(Holder { path: words.path, text: words.text, share, bound_bytes: bound(graph, nearest) })
+    Some(Holder {
+        path: words.path,
+        text: words.text,
+        share,
+        bound_bytes: bound(graph, nearest, held[nearest.0 as usize]),
+    })
 }
 
 /// The dict of an object's attributes says less than the object.
@@ -41,11 +48,23 @@ fn container(graph: &Graph, node: Node) -> Node {
     graph.before(node).filter(is_attributes).unwrap_or(node)
 }
 
-/// What the first bounded container on the way holds when it is full: as many items as it may have, each as large as those
-/// that it has are on average.
-fn bound(graph: &Graph, node: Node) -> Option<f64> {
-    let ways = std::iter::successors(Some(node), |node| graph.before(*node));
-    let bounded = ways.into_iter().find(|node| graph.object(*node).bound.is_some())?;
-    let items = entries(graph, bounded).filter(|items| *items > 0)?;
-    Some(graph.retained(bounded) as f64 / items as f64 * graph.object(bounded).bound? as f64)
+/// No object holds most of them, as where a C extension has taken a reference to each, or where they are garbage: if most
+/// are held alike, the one that holds most stands for all.
+fn scattered(graph: &Graph, held: &[f64], all: f64) -> Option<Holder> {
+    let of_root = |wanted| graph.roots().filter(move |(_, why)| *why == wanted).map(|(node, _)| node);
+    let bytes = |node: &Node| held[node.0 as usize];
+    [Root::Unknown, Root::Nobody].into_iter().find_map(|why| {
+        let share = of_root(why).map(|node| bytes(&node)).sum::<f64>() / all;
+        let largest = of_root(why).max_by(|one, other| bytes(one).total_cmp(&bytes(other)));
+        let words = words(graph, largest.filter(|_| share > MOST)?);
+        Some(Holder { path: words.path, text: words.text, share, bound_bytes: None })
+    })
+}
+
+/// What the container holds when it is full: as many items as it may have, each as large as those that it has are on
+/// average. A bounded container farther up bounds nothing, since what grows lies in one of its items. Items that others hold
+/// too, and that would not be freed with it, count by the survivors among them, of so many bytes.
+fn bound(graph: &Graph, node: Node, held: f64) -> Option<f64> {
+    let (most, items) = (graph.object(node).bound?, entries(graph, node).filter(|items| *items > 0)?);
+    Some(held.max(graph.retained(node) as f64) / items as f64 * most as f64)
 }

@@ -24,37 +24,16 @@ pub fn words(graph: &Graph, node: Node) -> Words {
     let start = steps.iter().rposition(|(_, node)| is_landmark(graph, *node)).map_or(0, |at| at + 1);
     let first = if start == 0 { root } else { steps[start - 1].1 };
     let mut path = vec![match (start, why) {
-        (0, Root::Unknown) if !is_landmark(graph, root) => {
-            format!("held from outside of all objects (a frame that runs, a C extension): {}", thing(graph, first))
-        }
-        (0, Root::Nobody) => format!("held by nothing (garbage to be collected): {}", thing(graph, first)),
+        (0, Root::Unknown) if !is_landmark(graph, root) => format!("{}: {}", OUTSIDE, thing(graph, first)),
+        (0, Root::Nobody) => format!("{}: {}", GARBAGE, thing(graph, first)),
+        _ if is_coroutine(graph.type_name(first)) => coroutine(graph, first),
         _ => thing(graph, first),
     }];
     let mut holder = first;
-    let mut in_attributes = false;
     let mut was_named = false;
     for (edge, target) in &steps[start..] {
         let name = edge.name.map(|name| printable(&graph.heap.names[name as usize]));
-        let is_dict = !in_attributes && is_mapping(graph.type_name(holder), graph, holder);
-        match name {
-            Some(name) if name == DICT => {
-                in_attributes = true;
-                holder = *target;
-                continue;
-            }
-            // What is told of a frame is its function; before 3.11 a generator's is an object of its own.
-            Some(_) if graph.type_name(*target) == "frame" => {
-                if !is_coroutine(graph.type_name(holder)) {
-                    path.push(thing(graph, *target));
-                }
-            }
-            Some(name) if is_dict => push(&mut path, &format!("['{name}']")),
-            Some(name) => path.push(name),
-            None if is_dict || graph.object(holder).length.is_some() => push(&mut path, "[…]"),
-            None => path.push(thing(graph, *target)),
-        }
-        was_named = true;
-        in_attributes = false;
+        was_named |= step(graph, holder, name, *target, &mut path);
         holder = *target;
     }
     if path.len() > MOST_STEPS {
@@ -65,6 +44,49 @@ pub fn words(graph: &Graph, node: Node) -> Words {
         text += &format!(": {}", thing(graph, node));
     }
     Words { path, text }
+}
+
+/// Tells of one step. False where there is nothing to tell: what leads only from an object to the inside of it.
+fn step(graph: &Graph, holder: Node, name: Option<String>, target: Node, path: &mut Vec<String>) -> bool {
+    let (of, into) = (graph.type_name(holder), graph.type_name(target));
+    if name.as_deref() == Some(DICT) || is_inside(graph, holder, target) {
+        return false;
+    }
+    // What it is says more than what it is called.
+    let is_shown = is_context(into) || into == LOCAL;
+    match name {
+        _ if into == "traceback" => path.push("exception traceback".to_owned()),
+        _ if into == "frame" => path.push(thing(graph, target)),
+        Some(name) if of == "frame" || is_coroutine(of) => path.push(format!("frame local '{name}'")),
+        Some(name) if is_mapping(graph, holder) => push(path, &format!("['{name}']")),
+        Some(name) => path.push(name),
+        None if graph.object(holder).length.is_some() => push(path, "[…]"),
+        None if is_shown => {}
+        None => path.push(thing(graph, target)),
+    }
+    if is_shown {
+        path.push(thing(graph, target));
+    }
+    true
+}
+
+/// Is what stands at the end of this step a part of what stands at its beginning, and of no interest by itself? The frame
+/// of a generator (an object of its own before 3.11), the next frame of a traceback, the tree that a context keeps its
+/// values in, the dicts of a `threading.local`.
+fn is_inside(graph: &Graph, holder: Node, target: Node) -> bool {
+    let (of, into) = (graph.type_name(holder), graph.type_name(target));
+    (is_coroutine(of) && into == "frame")
+        || (of == "traceback" && into == "traceback")
+        || (into.starts_with("hamt") && (is_context(of) || of.starts_with("hamt")))
+        || is_dict_of_local(graph, target)
+}
+
+/// A `threading.local` has a dict of dicts, one for each thread.
+fn is_dict_of_local(graph: &Graph, node: Node) -> bool {
+    let is_dict = |node: &Node| graph.type_name(*node) == "dict";
+    let dict = graph.before(node).filter(|_| is_dict(&node));
+    let above = |node: Node| graph.type_name(node) == LOCAL;
+    dict.is_some_and(|dict| above(dict) || is_dict(&dict) && graph.before(dict).is_some_and(above))
 }
 
 fn push(path: &mut [String], index: &str) {
@@ -79,25 +101,82 @@ fn is_landmark(graph: &Graph, node: Node) -> bool {
     of == "module" || of == LRU_CACHE || is_coroutine(of) || graph.object(node).is_class
 }
 
+/// `tp_name` of what `functools.lru_cache` returns.
 const LRU_CACHE: &str = "functools._lru_cache_wrapper";
+/// `tp_name` of `threading.local`.
+const LOCAL: &str = "_thread._local";
+/// What more references lead to than objects have.
+const OUTSIDE: &str = "unknown holder outside of all objects (a frame that runs or a C extension)";
+/// What no reference leads to.
+const GARBAGE: &str = "nobody (garbage to be collected)";
 
 fn is_coroutine(of: &str) -> bool {
     matches!(of, "coroutine" | "generator" | "async_generator")
 }
 
-fn is_mapping(of: &str, graph: &Graph, node: Node) -> bool {
-    graph.object(node).length.is_some() && (of.to_lowercase().contains("dict") || of.contains("Counter"))
+fn is_context(of: &str) -> bool {
+    of.trim_start_matches("_contextvars.") == "Context"
+}
+
+/// The dict of an object's attributes, or of a module's variables.
+fn is_attributes(graph: &Graph, node: Node) -> bool {
+    let owner = graph.before(node).map(|before| {
+        graph.edges(before).any(|(edge, target)| {
+            target == node && edge.name.is_some_and(|name| graph.heap.names[name as usize] == DICT)
+        })
+    });
+    owner.unwrap_or(false)
+}
+
+/// A coroutine that a task runs is told of as the task, with what it waits for: `Task <handler> awaiting Future`.
+fn coroutine(graph: &Graph, node: Node) -> String {
+    let Some(_) = graph.before(node).filter(|task| graph.type_name(*task).ends_with("Task")) else {
+        return thing(graph, node);
+    };
+    let name = graph.label(node).map_or("coroutine".to_owned(), printable);
+    // What it awaits lies on its stack, without a name; before 3.11 in a frame of its own.
+    let frame = graph.edges(node).map(|(_, target)| target).find(|target| graph.type_name(*target) == "frame");
+    let on_stack = graph.edges(frame.unwrap_or(node)).filter(|(edge, _)| edge.name.is_none());
+    let awaited = on_stack.map(|(_, target)| target).find(|target| is_awaitable(graph.type_name(*target)));
+    let awaited = awaited.map(|awaited| match graph.label(awaited) {
+        Some(label) => printable(label),
+        // `_asyncio.FutureIter` stands for the future.
+        None => printable(last_part(graph.type_name(awaited)).trim_end_matches("Iter")),
+    });
+    awaited.map_or_else(|| format!("Task <{name}>"), |awaited| format!("Task <{name}> awaiting {awaited}"))
+}
+
+fn is_awaitable(of: &str) -> bool {
+    is_coroutine(of) || of.ends_with("Task") || of.ends_with("Future") || of.ends_with("FutureIter")
+}
+
+fn last_part(of: &str) -> &str {
+    of.rsplit('.').next().unwrap_or(of)
+}
+
+/// Are its items told by their keys? Not those of a dict that stands for an object's attributes, or a module's variables.
+fn is_mapping(graph: &Graph, node: Node) -> bool {
+    let of = graph.type_name(node);
+    graph.object(node).length.is_some()
+        && (of.to_lowercase().contains("dict") || of.contains("Counter"))
+        && !is_attributes(graph, node)
+        && !is_dict_of_local(graph, node)
 }
 
 /// What an object is called by itself: `module app`, `class app.Timer`, `list[3]`.
 pub fn thing(graph: &Graph, node: Node) -> String {
-    let of = printable(graph.type_name(node));
+    let of = printable(match graph.type_name(node) {
+        LOCAL => "threading.local",
+        of if is_context(of) => "contextvars.Context",
+        of => of,
+    });
     let label = graph.label(node).map(printable);
     if of == LRU_CACHE {
         return lru_cache(graph, node);
     }
     match (label, graph.object(node).length) {
         (Some(label), _) if graph.object(node).is_class => format!("class {label}"),
+        (Some(label), _) if of == "frame" => format!("frame of {label}"),
         (Some(label), _) => format!("{of} {label}"),
         (None, Some(length)) => match graph.object(node).bound {
             Some(bound) => format!("{of}[{} of at most {}]", count(length), count(bound)),
@@ -112,7 +191,11 @@ fn lru_cache(graph: &Graph, node: Node) -> String {
     let size = graph.object(node).bound.map_or("None".to_owned(), |bound| bound.to_string());
     let function = graph.edges(node).find(|(_, target)| graph.type_name(*target) == "function");
     let function = function.and_then(|(_, target)| graph.label(target)).map_or("a function".to_owned(), printable);
-    let entries = entries(graph, node).map_or(String::new(), |entries| format!(" ({} entries)", count(entries)));
+    let entries = match entries(graph, node) {
+        None => String::new(),
+        Some(1) => " (1 entry)".to_owned(),
+        Some(entries) => format!(" ({} entries)", count(entries)),
+    };
     format!("functools.lru_cache(maxsize={size}) on {function}{entries}")
 }
 

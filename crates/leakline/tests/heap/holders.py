@@ -98,7 +98,7 @@ def lookup(value=kind("InDefault")()):
 
 
 def stream():
-    # held: InGenerator generator stream → payload
+    # held: InGenerator generator stream → frame local 'payload'
     payload = kind("InGenerator")()
     yield 1
     yield payload
@@ -109,7 +109,7 @@ next(running)
 
 
 async def handler():
-    # held: InTask coroutine handler → payload
+    # held: InTask Task <handler> awaiting Future → frame local 'payload'
     payload = kind("InTask")()
     await asyncio.get_running_loop().create_future()
     return payload
@@ -126,7 +126,7 @@ task = loop.run_until_complete(start())
 
 
 def fail():
-    # held: InTraceback frame fail → payload
+    # held: InTraceback exception traceback → frame of __main__.fail → frame local 'payload'
     payload = kind("InTraceback")()
     raise ValueError(len(payload.weight))
 
@@ -138,7 +138,7 @@ except ValueError as error:
 
 variable = contextvars.ContextVar("variable")
 context = contextvars.copy_context()
-# held: InContext module __main__ → context → hamt
+# held: InContext module __main__ → context → contextvars.Context → variable
 context.run(variable.set, kind("InContext")())
 
 # held: InHandler module logging → root → handlers[…] → kept
@@ -155,7 +155,7 @@ ready = threading.Event()
 
 
 def wait():
-    # held: InThread module __main__ → local → dict
+    # held: InThread module __main__ → local → threading.local → kept
     local.kept = kind("InThread")()
     ready.set()
     threading.Event().wait()
@@ -164,12 +164,12 @@ def wait():
 threading.Thread(target=wait, daemon=True).start()
 ready.wait()
 
-# held: InExtension held from outside of all objects
+# held: InExtension unknown holder outside of all objects
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(kind("InExtension")()))
 
 
 def forget():
-    # held: InCycle held by nothing
+    # held: InCycle nobody (garbage to be collected)
     cycle = kind("InCycle")()
     cycle.itself = cycle
 
