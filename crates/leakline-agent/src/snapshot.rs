@@ -19,7 +19,7 @@ use crate::python::api::{self, Api};
 use crate::python::{self, collector_lists};
 use crate::{clock, native, recorder, table};
 use child::Task;
-use leakline_table::layout::{HEADER_BYTES, Header, SnapshotCall};
+use leakline_table::layout::{HEADER_BYTES, Header, MOST_EXPECTED_MS, SnapshotCall};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -153,20 +153,38 @@ fn wake(word: &AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// The interpreter is about to end: waits until the thread has let go of the GIL, and keeps it from asking again. A thread
-/// that asks for it later would be ended by CPython in the middle of our code.
+/// The interpreter is about to end: waits for a call that is expected, and until the thread has let go of the GIL, and
+/// keeps it from asking again. A thread that asks for it later would be ended by CPython in the middle of our code.
 ///
 /// # Safety
 /// The GIL is held.
 pub(crate) unsafe fn close(api: &Api) {
-    CLOSED.store(true, Ordering::SeqCst);
-    if !BUSY.load(Ordering::SeqCst) {
-        return;
-    }
+    let call = Call(CALL.load(Ordering::Acquire));
     // SAFETY: the caller holds the GIL, and gets it back.
     unsafe {
+        if !call.0.is_null() {
+            wait_without_gil(api, MOST_EXPECTED_MS, || call.expected().load(Ordering::Acquire) != 0);
+        }
+        CLOSED.store(true, Ordering::SeqCst);
+        wait_without_gil(api, u32::MAX, || BUSY.load(Ordering::SeqCst));
+    }
+}
+
+/// Waits while something holds, a number of milliseconds at most.
+///
+/// # Safety
+/// The GIL is held.
+unsafe fn wait_without_gil(api: &Api, most_ms: u32, holds: impl Fn() -> bool) {
+    if !holds() {
+        return;
+    }
+    // SAFETY: the caller's promise; the GIL is held again afterwards.
+    unsafe {
         let thread = (api.save_thread)();
-        while BUSY.load(Ordering::SeqCst) {
+        for _ in 0..most_ms {
+            if !holds() {
+                break;
+            }
             libc::usleep(1000);
         }
         (api.restore_thread)(thread);
@@ -190,6 +208,11 @@ impl Call {
     fn answered(&self) -> &AtomicU32 {
         // SAFETY: as above.
         self.word(|call| unsafe { &raw mut (*call).answered })
+    }
+
+    fn expected(&self) -> &AtomicU32 {
+        // SAFETY: as above.
+        self.word(|call| unsafe { &raw mut (*call).expected })
     }
 
     fn answer(&self, wanted: u32, pause_ns: u64, error: u32) {

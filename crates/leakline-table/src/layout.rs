@@ -263,10 +263,14 @@ record! {
         most_bytes: u64,
         /// Seconds that the child may take.
         most_seconds: u32,
-        /// Zero.
-        reserved: u32,
+        /// 1 while `leakline run`, which has seen the signal that ends the server, may be about to call: the process does
+        /// not end before it is 0 again, for [`MOST_EXPECTED_MS`] at most.
+        expected: u32,
     }
 }
+
+/// How long a process that ends waits for a call that it was told to expect, ms.
+pub const MOST_EXPECTED_MS: u32 = 3000;
 
 impl Field for SnapshotCall {
     fn at(bytes: &[u8], offset: usize) -> Self {
@@ -283,7 +287,7 @@ impl SnapshotCall {
         pause_ns: 0,
         most_bytes: 0,
         most_seconds: 0,
-        reserved: 0,
+        expected: 0,
     };
 }
 

@@ -249,7 +249,7 @@ fn a_table_that_is_cut_while_a_snapshot_is_waited_for_ends_nobody() {
     fs::write(&table.path, &page).unwrap();
     let waits = std::thread::spawn({
         let table = table.clone();
-        move || snapshot::take(&table).map(|_| ()).map_err(|failure| failure.to_string())
+        move || snapshot::take(&table, snapshot::PATIENTLY).map(|_| ()).map_err(|failure| failure.to_string())
     });
     let file = OpenOptions::new().read(true).write(true).open(&table.path).unwrap();
     let wanted = || {

@@ -183,12 +183,13 @@ impl Attach {
             }
             say(&owner.act(|| so_far(run, left)));
         }
+        owner.act(|| report::ask_in_time(&run.folder));
         let lines = super::detach::leave(self.pid);
         lines.iter().for_each(|(pid, outcome)| say_failure(*pid, outcome));
         owner.act(|| {
             let mut run = Run::open(&run.folder)?;
             run.left()?;
-            let findings = report::of(&run, false)?;
+            let findings = report::of(&run, None)?;
             print(&report::printed(&findings, &run, global, &std::io::stdout()))
         })?;
         Ok(Exit::Done.into())
@@ -202,7 +203,7 @@ const MOST_PERIOD: Duration = Duration::from_secs(60);
 /// What there is so far, in a line.
 fn so_far(run: &Run, left: Duration) -> String {
     let left = left.as_secs() + 1;
-    let Ok(findings) = Run::open(&run.folder).and_then(|run| report::of(&run, false)) else {
+    let Ok(findings) = Run::open(&run.folder).and_then(|run| report::of(&run, None)) else {
         return format!("{left} s left; no request so far");
     };
     let (requests, resident) = (count(findings.window.requests), size(findings.rss.now as f64));

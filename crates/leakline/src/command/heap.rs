@@ -16,6 +16,7 @@ use crate::heap::{self, Graph};
 use crate::reader::{self, printable};
 use crate::report::{count, size};
 use crate::runs::{Run, TableFile};
+use crate::target::memory;
 use crate::target::snapshot::{self, Forecast};
 
 /// Show what is in a worker's heap, and who holds it
@@ -56,10 +57,22 @@ struct Listing {
     schema: u32,
     /// How long the server stood still, seconds; null for a file.
     pause_seconds: Option<f64>,
+    /// How much of what Python's allocator has given away these objects are; null for a file, and where a process's memory
+    /// may not be read.
+    python_blocks: Option<Blocks>,
     #[serde(flatten)]
     summary: Summary,
     /// Who holds the objects of the type that was asked for; null where none was.
     of_type: Option<Vec<Held>>,
+}
+
+/// Blocks of at most 512 bytes, which pymalloc serves.
+#[derive(Serialize)]
+struct Blocks {
+    /// That are in use, by the ledger of the process's memory, bytes.
+    used: u64,
+    /// That belong to objects of the snapshot, bytes.
+    of_objects: u64,
 }
 
 #[derive(Serialize)]
@@ -85,15 +98,23 @@ impl Heap {
 
     fn listing(&self, global: &Global) -> Result<String, Failure> {
         let of = self.of.as_deref().unwrap_or_default();
-        let (path, pause, graph) = match of.parse() {
+        let (path, taken, graph) = match of.parse() {
             Ok(pid) => {
                 // What root does in the folder of somebody's server it does with that user's rights.
                 let owner = Owner::of_process(pid);
                 let place = global.place_of(&owner, pid)?;
                 owner.act(|| {
                     let run = global.run_of(&owner, &place, pid)?;
-                    let taken = self.take(&worker(&run, pid)?)?;
-                    heap::open(&taken.path).map(|graph| (taken.path, Some(taken.pause), graph))
+                    let table = worker(&run, pid)?;
+                    let taken = self.take(&table)?;
+                    let look = reader::header(&table.path).ok().and_then(|header| reader::look(&table, &header));
+                    let files = memory::files(table.process.pid);
+                    let graph = heap::open(&taken.path)?;
+                    let blocks = look.zip(files).map(|(look, files)| Blocks {
+                        used: look.ledger.python.used,
+                        of_objects: summary::in_small_blocks(&graph, &files),
+                    });
+                    Ok((taken.path, Some((taken.pause, blocks)), graph))
                 })?
             }
             Err(_) => (PathBuf::from(of), None, heap::open(Path::new(of))?),
@@ -105,7 +126,8 @@ impl Heap {
         }
         let summary = Summary::of(&graph);
         let of_type = self.of_type.as_deref().map(|name| summary::holders_of_type(&graph, name));
-        let listing = Listing { schema: 1, pause_seconds: pause, summary, of_type };
+        let (pause_seconds, python_blocks) = taken.map_or((None, None), |(pause, blocks)| (Some(pause), blocks));
+        let listing = Listing { schema: 1, pause_seconds, python_blocks, summary, of_type };
         Ok(if global.json { json(&listing) } else { listing.text() })
     }
 
@@ -115,13 +137,13 @@ impl Heap {
             let free = forecast.headroom.map_or("an unknown share".to_owned(), |free| format!("{:.0} %", free * 100.0));
             let resident = size(forecast.resident as f64);
             let pause = forecast.pause * 1e3;
-            say(&format!("process {pid}: {resident} resident, will stand still for about {pause:.0} ms; {free} free"));
+            say(&format!("process {pid}: {resident} resident, will stand still for about {pause:.1} ms; {free} free"));
             if let (Some(objection), false) = (forecast.objection(), self.despite_limits) {
                 let what = format!("no snapshot of process {pid} was taken: {objection}");
                 return Err(Failure::new(Exit::Error, what, "insist with --despite-limits"));
             }
         }
-        let taken = snapshot::take(table)?;
+        let taken = snapshot::take(table, snapshot::PATIENTLY)?;
         say(&format!("process {pid} stood still for {:.1} ms", taken.pause * 1e3));
         Ok(taken)
     }
@@ -153,13 +175,21 @@ impl Listing {
     fn text(&self) -> String {
         let summary = &self.summary;
         let mut text = format!(
-            "{} objects, {} references, {} (CPython {}, process {})\n\n",
+            "{} objects, {} references, {} (CPython {}, process {})\n",
             count(summary.objects),
             count(summary.references),
             size(summary.bytes as f64),
             summary.python,
             summary.pid,
         );
+        if let Some(Blocks { used, of_objects }) = self.python_blocks {
+            let (all, objects, rest) =
+                (size(used as f64), size(of_objects as f64), size(used.saturating_sub(of_objects) as f64));
+            text += &format!(
+                "{objects} of them lie among the {all} of small blocks that Python has in use; {rest} belong to none\n"
+            );
+        }
+        text += "\n";
         write_types(&mut text, &summary.types);
         let (title, holders) = match &self.of_type {
             Some(held) => ("held by", held),

@@ -14,6 +14,7 @@ use crate::failure::{Exit, Failure};
 use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
 use crate::runs::Run;
+use crate::target::snapshot::{Expecting, IN_TIME, PATIENTLY};
 
 mod holders;
 
@@ -67,7 +68,7 @@ impl Report {
                 (Some(folder), ..) => Run::open(Path::new(folder))?,
                 (None, ..) => global.runs()?.latest()?,
             };
-            let findings = of(&run, !self.no_snapshot)?;
+            let findings = of(&run, (!self.no_snapshot).then_some(PATIENTLY))?;
             if run.record.as_ref().is_some_and(|record| record.attached) {
                 // `leakline run` does so while its server runs; here nobody else is there to do it.
                 run.keep_latest();
@@ -90,8 +91,9 @@ impl Report {
 }
 
 /// Reads every table of the run and analyzes them together. Tables that can't be read are named and left out, unless
-/// there are no others. Who holds what leaks is asked of a worker that runs where `may_ask`, else of the last snapshot.
-pub fn of(run: &Run, may_ask: bool) -> Result<Findings, Failure> {
+/// there are no others. Who holds what leaks is asked of a worker that runs where `ask_seconds` says how long that may take,
+/// else of the last snapshot.
+pub fn of(run: &Run, ask_seconds: Option<u32>) -> Result<Findings, Failure> {
     let limit = run.record.as_ref().and_then(|record| record.limit_bytes);
     let mut evidence = Evidence::default();
     let (mut unreadable, mut tables) = (Vec::new(), Vec::new());
@@ -111,8 +113,17 @@ pub fn of(run: &Run, may_ask: bool) -> Result<Findings, Failure> {
         say(&failure.to_string());
     }
     let mut analysis = analyze::findings(&evidence);
-    holders::find(&mut analysis, &evidence, &tables, may_ask);
+    holders::find(&mut analysis, &evidence, &tables, ask_seconds);
     Ok(Findings::new(&evidence, &analysis))
+}
+
+/// When the server has ended, or we have left it, nobody can tell any more who held what: so the worker that holds most of
+/// what leaks, if anything does, is asked while it can be. A process that is about to end, since a terminal sends its
+/// signals to the server and to us, waits for that. Where it can't be asked, the report does without.
+pub fn ask_in_time(folder: &Path) {
+    let Ok(run) = Run::open(folder) else { return };
+    let _expecting: Vec<_> = run.tables.iter().filter_map(Expecting::tell).collect();
+    let _ = of(&run, Some(IN_TIME));
 }
 
 /// The report as it is to go to `stream`.

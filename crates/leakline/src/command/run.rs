@@ -43,7 +43,7 @@ impl Run {
             // A server that would have started must start on a full disk, too.
             Err(failure) if failure.is_no_room() => {
                 say(&format!("{failure}. The server runs without the agent"));
-                return Ok(Server::start(&self.command, &[])?.wait()?.code().into());
+                return Ok(Server::start(&self.command, &[])?.wait(|| ())?.code().into());
             }
             prepared => prepared?,
         };
@@ -59,7 +59,7 @@ impl Run {
             note(run.started_as(identity));
         }
         let watch = Watch::start(&run);
-        let ended = server.wait()?;
+        let ended = server.wait(|| report::ask_in_time(&run.folder))?;
         watch.end();
         note(run.ended_with(ended.code()));
         note(conclude(&run, ended, global));
@@ -96,7 +96,7 @@ fn conclude(run: &Recorded, ended: Ended, global: &Global) -> Result<(), Failure
         say("the server was killed with SIGKILL, as the kernel does when memory runs out");
     }
     let run = Recorded::open(&run.folder)?;
-    let findings = report::of(&run, false)?;
+    let findings = report::of(&run, None)?;
     let stderr = std::io::stderr();
     // Nobody may be there to read it; the exit code is the server's all the same.
     let _ = stderr.lock().write_all(report::printed(&findings, &run, global, &stderr).as_bytes());

@@ -1,5 +1,6 @@
 //! From a graph to what is told of it: objects and bytes by type, and those who hold most.
 use std::collections::HashMap;
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -78,6 +79,17 @@ impl Summary {
             holders: largest_holders(graph),
         }
     }
+}
+
+/// Bytes that pymalloc has given for the objects and their buffers: blocks of at most 512 bytes, in steps of 16.
+/// `files` are the stretches of memory that are no allocator's.
+pub fn in_small_blocks(graph: &Graph, files: &[Range<u64>]) -> u64 {
+    let is_static = |address: u64| {
+        let behind = files.partition_point(|range| range.start <= address);
+        behind.checked_sub(1).is_some_and(|at| files[at].contains(&address))
+    };
+    let small = graph.blocks().filter(|(address, bytes)| *bytes <= 512 && !is_static(*address));
+    small.map(|(_, bytes)| bytes.next_multiple_of(16)).sum()
 }
 
 /// Objects and bytes by type, those with most bytes first.

@@ -30,6 +30,9 @@ const FORWARDED: [Signal; 10] = [
     Signal::SIGALRM,
 ];
 
+/// Those of them that end most servers.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
+
 /// Variables, by name.
 pub type Environment = Vec<(&'static str, OsString)>;
 
@@ -137,8 +140,10 @@ impl Server {
         self.pid.as_raw() as u32
     }
 
-    /// Waits for the server's end and passes signals on to it until then.
-    pub fn wait(self) -> Result<Ended, Failure> {
+    /// Waits for the server's end and passes signals on to it until then. The first one that ends servers is passed on when
+    /// `before_end` is done.
+    pub fn wait(self, before_end: impl FnOnce()) -> Result<Ended, Failure> {
+        let mut before_end = Some(before_end);
         loop {
             if let Some(ended) = self.reap()? {
                 return Ok(ended);
@@ -153,6 +158,9 @@ impl Server {
             // already. What the server sends to its group is not meant to come back to it either.
             let by_terminal = received.ssi_code == libc::SI_KERNEL;
             let by_server = received.ssi_pid == self.pid();
+            if ENDING.contains(&signal) && !by_server {
+                before_end.take().into_iter().for_each(|before_end| before_end());
+            }
             if signal != Signal::SIGCHLD && !by_terminal && !by_server {
                 // A server that ended in between is reaped in the next round.
                 let _ = signal::kill(self.pid, signal);

@@ -114,6 +114,13 @@ pub fn look(pid: u32, python_minor: Minor) -> Option<Look> {
     Some(Look { group: Group::of(pid), ..sum.look(resident) })
 }
 
+/// Where a process has the files of its programs and libraries in its memory, in ascending order: objects that are there were
+/// given by no allocator.
+pub fn files(pid: u32) -> Option<Vec<Range<u64>>> {
+    let mappings = mappings(&Process::new(i32::try_from(pid).ok()?).ok()?)?;
+    Some(mappings.into_iter().filter(|mapping| mapping.kind == Kind::File).map(|mapping| mapping.range).collect())
+}
+
 /// What a mapping is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {

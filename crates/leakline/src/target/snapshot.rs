@@ -1,6 +1,7 @@
 //! From a process's table to a snapshot of its heap: calls the agent inside, and waits for the file that its child writes.
 use std::fs::{File, OpenOptions};
 use std::mem::offset_of;
+use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,15 +9,23 @@ use std::time::{Duration, Instant};
 
 use leakline_table::heap::Ending;
 use leakline_table::layout::{HEADER_BYTES, Header};
+use procfs::{Current, LoadAverage};
 
 use super::limit;
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
 
-/// Seconds of standing still for a byte of resident memory: measured, 100 ms for a GB, most of it page tables.
+/// Seconds of standing still for a byte of resident memory where it can't be measured: 100 ms for a GB.
 const PAUSE_A_BYTE: f64 = 0.1 / 1e9;
-/// Seconds that the child may take.
-const MOST_SECONDS: u32 = 120;
+/// Bytes of memory by which it is measured, and how often.
+const MEASURED: usize = 16 << 20;
+const TIMES: usize = 5;
+/// Seconds that the kernel's scheduler leaves somebody on a core whom others wait for.
+const TURN: f64 = 0.003;
+/// Seconds that a snapshot may take where nothing waits for it but whoever asked.
+pub const PATIENTLY: u32 = 120;
+/// The same where a server's end is put off meanwhile.
+pub const IN_TIME: u32 = 3;
 /// Bytes that a snapshot may have, per byte of resident memory, and at least.
 const MOST_SHARE: u64 = 2;
 const LEAST_MOST: u64 = 256 << 20;
@@ -41,7 +50,10 @@ impl Forecast {
     /// For a process that runs.
     pub fn of(table: &TableFile) -> Option<Self> {
         let resident = table.process.resident()?.now;
-        Some(Self { pause: resident as f64 * PAUSE_A_BYTE, headroom: limit::headroom(table.process.pid), resident })
+        let alone = resident as f64 * pause_a_byte().unwrap_or(PAUSE_A_BYTE);
+        // What takes longer than a turn on the core has to wait for all others who want one.
+        let pause = alone.min(TURN) + (alone - TURN).max(0.0) * crowd();
+        Some(Self { pause, headroom: limit::headroom(table.process.pid), resident })
     }
 
     /// Why it had better not be taken; `None` where nothing speaks against it.
@@ -54,6 +66,43 @@ impl Forecast {
         let (free, limit) = (headroom * 100.0, HEADROOM_LIMIT * 100.0);
         Some(format!("only {free:.0} % of its memory limit is free, less than {limit:.0} %"))
     }
+}
+
+/// Seconds that it takes this machine to copy a process for each byte of its memory. What takes long are the page tables: this
+/// is the fastest of some copies of this process with memory of known size, in small pages as an interpreter's is.
+fn pause_a_byte() -> Option<f64> {
+    let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, written to within its bounds and taken away again; the children do nothing but end.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), MEASURED, read_write, private, -1, 0);
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        libc::madvise(start, MEASURED, libc::MADV_NOHUGEPAGE);
+        (0..MEASURED).step_by(4096).for_each(|page| start.cast::<u8>().add(page).write_volatile(1));
+        let mut seconds = [0.0; TIMES];
+        for seconds in &mut seconds {
+            let began = Instant::now();
+            let child = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
+            match child {
+                0 => _ = libc::syscall(libc::SYS_exit_group, 0),
+                -1 => *seconds = f64::INFINITY,
+                child => {
+                    *seconds = began.elapsed().as_secs_f64();
+                    libc::waitpid(child, std::ptr::null_mut(), 0);
+                }
+            }
+        }
+        libc::munmap(start, MEASURED);
+        Some(seconds.into_iter().fold(f64::INFINITY, f64::min) / MEASURED as f64).filter(|seconds| seconds.is_finite())
+    }
+}
+
+/// How many want to run for each core, 1 at least.
+fn crowd() -> f64 {
+    let load = LoadAverage::current().map_or(0.0, |load| f64::from(load.one));
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (load / cores as f64).max(1.0)
 }
 
 /// A snapshot that has been taken.
@@ -70,8 +119,8 @@ pub fn path(table: &TableFile) -> PathBuf {
     table.path.with_extension("heap")
 }
 
-/// Takes a snapshot of the process that writes this table.
-pub fn take(table: &TableFile) -> Result<Taken, Failure> {
+/// Takes a snapshot of the process that writes this table, which may take so many seconds.
+pub fn take(table: &TableFile, most_seconds: u32) -> Result<Taken, Failure> {
     let pid = table.process.pid;
     let Some(forecast) = Forecast::of(table) else {
         let what = format!("process {pid} has ended");
@@ -84,14 +133,14 @@ pub fn take(table: &TableFile) -> Result<Taken, Failure> {
     }
     let most_bytes = (forecast.resident * MOST_SHARE).max(LEAST_MOST);
     call.put(offset_of!(Header, snapshot.most_bytes), &most_bytes.to_ne_bytes())?;
-    call.put(offset_of!(Header, snapshot.most_seconds), &MOST_SECONDS.to_ne_bytes())?;
+    call.put(offset_of!(Header, snapshot.most_seconds), &most_seconds.to_ne_bytes())?;
     let (wanted, answered) = (offset_of!(Header, snapshot.wanted), offset_of!(Header, snapshot.answered));
     // Two commands at a time may want the same number: then one snapshot is for both.
     let number = call.word(wanted)?.wrapping_add(1);
     call.put(wanted, &number.to_ne_bytes())?;
     call.futex(wanted, libc::FUTEX_WAKE, i32::MAX as u32, None);
 
-    let patience = Instant::now() + Duration::from_secs(u64::from(MOST_SECONDS) + 10);
+    let patience = Instant::now() + Duration::from_secs(u64::from(most_seconds) + 2);
     loop {
         let seen = call.word(answered)?;
         // Another command's call may be answered together with ours, or after it.
@@ -110,6 +159,29 @@ pub fn take(table: &TableFile) -> Result<Taken, Failure> {
     }
     let pause_ns = call.get(offset_of!(Header, snapshot.pause_ns)).map(u64::from_ne_bytes)?;
     Ok(Taken { path: path(table), pause: pause_ns as f64 / 1e9 })
+}
+
+/// A process that was told to expect a call before it ends; dropped, it need not wait any more.
+#[derive(Debug)]
+pub struct Expecting<'a>(Call<'a>);
+
+impl<'a> Expecting<'a> {
+    /// Tells the process that writes this table. `None` where it listens for no calls.
+    pub fn tell(table: &'a TableFile) -> Option<Self> {
+        let call = Call::open(&table.path).ok()?;
+        if call.word(offset_of!(Header, snapshot.listening)).ok()? == 0 {
+            return None;
+        }
+        call.put(offset_of!(Header, snapshot.expected), &1u32.to_ne_bytes()).ok()?;
+        Some(Self(call))
+    }
+}
+
+impl Drop for Expecting<'_> {
+    fn drop(&mut self) {
+        // A process whose table can't be written to any more waits as long as it has to.
+        let _ = self.0.put(offset_of!(Header, snapshot.expected), &0u32.to_ne_bytes());
+    }
 }
 
 fn failed(pid: u32, error: u32) -> Failure {
@@ -136,6 +208,7 @@ fn failed(pid: u32, error: u32) -> Failure {
 ///
 /// It is read and written as a file, never through the mapping: whoever shortens the file would end us with SIGBUS. The
 /// mapping is for the kernel alone, which finds those who wait on a futex by it, and says EFAULT.
+#[derive(Debug)]
 struct Call<'a> {
     file: File,
     path: &'a Path,

@@ -8,8 +8,8 @@ use crate::target::snapshot::{self, Forecast};
 use super::super::say;
 
 /// Fills in the holders of what grows, as far as a snapshot tells. Whatever goes wrong, the report does without, and says so.
-/// `tables` are those of the evidence's workers.
-pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile], may_ask: bool) {
+/// `tables` are those of the evidence's workers. A worker that runs is asked where `ask_seconds` says how long that may take.
+pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile], ask_seconds: Option<u32>) {
     let bytes_of = |worker: usize| -> f64 {
         let survivors = analysis.findings.iter().flat_map(|finding| &finding.survivors);
         let samples = &evidence.workers[worker].samples;
@@ -17,7 +17,7 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
     };
     let workers = (0..tables.len()).map(|worker| (worker, bytes_of(worker))).filter(|(_, bytes)| *bytes > 0.0);
     let Some((worker, _)) = workers.max_by(|one, other| one.1.total_cmp(&other.1)) else { return };
-    let Some(graph) = snapshot_of(tables[worker], may_ask) else { return };
+    let Some(graph) = snapshot_of(tables[worker], ask_seconds) else { return };
     for finding in &mut analysis.findings {
         let survivors = finding.survivors.iter().filter(|survivor| survivor.worker == worker);
         let blocks: Vec<(u64, f64)> =
@@ -30,12 +30,12 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
 }
 
 /// A snapshot taken now, or the last one.
-fn snapshot_of(table: &TableFile, may_ask: bool) -> Option<Graph> {
+fn snapshot_of(table: &TableFile, ask_seconds: Option<u32>) -> Option<Graph> {
     let path = snapshot::path(table);
-    if let (Some(forecast), true) = (Forecast::of(table), may_ask) {
+    if let (Some(forecast), Some(seconds)) = (Forecast::of(table), ask_seconds) {
         let taken = match forecast.objection() {
             Some(objection) => Err(format!("what holds the memory is not known: {objection}")),
-            None => snapshot::take(table).map_err(|failure| failure.to_string()),
+            None => snapshot::take(table, seconds).map_err(|failure| failure.to_string()),
         };
         if let Err(why) = taken {
             say(&why);
