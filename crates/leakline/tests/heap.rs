@@ -7,10 +7,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use harness::{LEAKLINE, Server};
 use leakline::drive::plan::Plan;
 use leakline::heap::summary;
+use leakline::runs::Runs;
+use leakline::target::snapshot;
 use leakline_table::heap::Heap;
 use serde_json::Value;
 
@@ -112,18 +115,24 @@ fn check_compactness(snapshot: &Heap, bytes: u64) {
     assert!(bytes <= most, "{bytes} bytes for {} objects", snapshot.header.objects);
 }
 
+/// Threads, greenlets and tasks.
 #[test]
 fn a_loop_of_snapshots_under_load_fails_no_request() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let cases = harness::root().join("cases/user-list");
-    for version in ["3.8", "3.13"] {
-        let Some(python) = harness::python(version, &cases.join("requirements.txt")) else { continue };
+    let folder = harness::root().join("crates/leakline/tests/heap");
+    for (version, arguments) in [
+        ("3.8", "gunicorn --worker-class gthread --threads 4 --bind 127.0.0.1:{port} guest:app"),
+        ("3.13", "gunicorn --worker-class gevent --bind 127.0.0.1:{port} guest:app"),
+        ("3.13", "uvicorn --log-level warning --port {port} guest:asgi"),
+    ] {
+        let Some(python) = harness::python(version, &folder.join("requirements.txt")) else { continue };
         let port = harness::free_port();
-        let bind = format!("127.0.0.1:{port}");
-        let arguments = ["-m", "gunicorn", "--worker-class", "gthread", "--threads", "4", "--bind", &bind, "app:app"];
-        let command: Vec<_> = [python.into_os_string()].into_iter().chain(arguments.map(Into::into)).collect();
-        let server = Server::start(&command, &cases, port);
+        let arguments = format!("-m {arguments}").replace("{port}", &port.to_string());
+        let command: Vec<_> =
+            [python.into_os_string()].into_iter().chain(arguments.split(' ').map(Into::into)).collect();
+        let server = Server::start(&command, &folder, port);
         server.get("/");
+        let before = leakline::target::process::descendants(server.launcher());
         let plan = Plan::parse("total = 200\nrate = 100\nconcurrency = 4\n[[route]]\npath = \"/\"").unwrap();
         std::thread::scope(|scope| {
             let snapshots = scope.spawn(|| {
@@ -136,7 +145,71 @@ fn a_loop_of_snapshots_under_load_fails_no_request() {
             }
             snapshots.join().unwrap();
         });
-        no_child_is_left(server.launcher());
+        let left = leakline::target::process::descendants(server.launcher());
+        assert_eq!(left, before, "nothing that the snapshots made is left below the server: {arguments}");
+    }
+}
+
+/// Starts `guest.py`.
+fn guest(version: &str) -> Option<Server> {
+    let folder = harness::root().join("crates/leakline/tests/heap");
+    let python = harness::python(version, &harness::root().join("cases/user-list/requirements.txt"))?;
+    let port = harness::free_port();
+    Some(Server::start(&[python.into_os_string(), "guest.py".into(), port.to_string().into()], &folder, port))
+}
+
+#[test]
+fn a_server_does_not_notice_the_copy() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for version in ["3.8", "3.11", "3.13"] {
+        let Some(server) = guest(version) else { continue };
+        server.get("/");
+        let before: Value = serde_json::from_str(&server.get("/")).unwrap();
+        assert_eq!((&before["signals"], &before["waited"]), (&0.into(), &"none".into()), "{before}");
+        for _ in 0..3 {
+            heap(&server, &[&server.launcher().to_string(), "--despite-limits"]);
+            let after: Value = serde_json::from_str(&server.get("/")).unwrap();
+            assert_eq!(after, before, "{version}");
+        }
+    }
+}
+
+/// A copy that can't go on, because nobody opens the pipe that stands where its file should be, is ended when its time is up,
+/// and with its server.
+#[test]
+fn a_copy_ends_in_time_and_with_its_server() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let Some(server) = guest("3.11") else { return };
+    server.get("/");
+    let run = Runs::open(&server.tables()).and_then(|runs| runs.latest()).unwrap();
+    let table = run.tables.iter().find(|table| table.process.is_alive()).unwrap();
+    let pipe = snapshot::path(table).with_extension("heap.part");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    let failure = snapshot::take(table, 1).unwrap_err().to_string();
+    assert!(failure.contains("its time was up"), "{failure}");
+    server.get("/");
+
+    let copies = || leakline::target::process::descendants(table.process.pid);
+    assert!(copies().is_empty());
+    let copy = std::thread::scope(|scope| {
+        scope.spawn(|| snapshot::take(table, 100).unwrap_err());
+        let copy = wait_for(|| copies().first().copied());
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(table.process.pid as i32), nix::sys::signal::SIGKILL)
+            .unwrap();
+        copy
+    });
+    wait_for(|| (!Path::new("/proc").join(copy.to_string()).exists()).then_some(()));
+}
+
+/// Asks until there is an answer.
+fn wait_for<T>(ask: impl Fn() -> Option<T>) -> T {
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        match ask() {
+            Some(answer) => return answer,
+            None => assert!(Instant::now() < patience, "waited too long"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -154,17 +227,4 @@ fn whoever_forks_does_so_without_the_agents_thread() {
         assert_eq!(server.get("/fork"), "[2, 1]", "{version}, after a snapshot");
         fs::remove_dir_all(&folder).unwrap();
     }
-}
-
-/// Nothing that the snapshots made is left below the server but the server.
-fn no_child_is_left(launcher: u32) {
-    let state =
-        |pid: u32| fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).unwrap_or_default();
-    let below = leakline::target::process::descendants(launcher);
-    assert_eq!(
-        below.len(),
-        2,
-        "gunicorn and its worker: {:?}",
-        below.iter().map(|pid| state(*pid)).collect::<Vec<_>>()
-    );
 }

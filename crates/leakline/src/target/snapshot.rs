@@ -270,3 +270,22 @@ impl Drop for Call<'_> {
         unsafe { libc::munmap(self.page, HEADER_BYTES) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_pause_and_little_free_memory_speak_against_a_snapshot() {
+        let of = |pause, headroom| Forecast { pause, headroom, resident: 1 << 30 }.objection();
+        assert_eq!(of(PAUSE_LIMIT, Some(HEADROOM_LIMIT)), None);
+        assert_eq!(of(0.1, None), None);
+        assert!(of(0.3, Some(0.9)).is_some_and(|why| why.contains("300 ms")));
+        assert!(of(0.1, Some(0.1)).is_some_and(|why| why.contains("10 %")));
+    }
+
+    #[test]
+    fn what_a_copy_takes_can_be_measured() {
+        assert!(pause_a_byte().is_some_and(|seconds| seconds > 0.0));
+    }
+}
