@@ -131,6 +131,8 @@ def remember_{name}(number):
     {name}_listeners.append(lambda: (number, body))
 
 def kept():
+    if not {name}_listeners:
+        return 0
     function = {name}_listeners[0]
     each = sys.getsizeof(function) + sum(sys.getsizeof(cell) for cell in function.__closure__)
     each += sys.getsizeof(function.__closure__) + sys.getsizeof(1 << 31)
