@@ -1,4 +1,6 @@
-//! The clocks, in nanoseconds.
+//! The clocks, in nanoseconds, and the processor's own, in ticks.
+
+use std::sync::OnceLock;
 
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -20,4 +22,19 @@ pub(crate) fn unix_ns() -> u64 {
 /// ns of CPU time that this process has spent. A system call.
 pub(crate) fn process_cpu_ns() -> u64 {
     read(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// Ticks of the processor's clock. It costs a third of what the others do, and touches no memory.
+#[inline(always)]
+pub(crate) fn ticks() -> u64 {
+    // SAFETY: every x86-64 has the instruction, and the C library's clocks use it, too.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Turns ticks into nanoseconds: by what has passed on both clocks since this was asked first.
+pub(crate) fn ns_of(ticks_passed: u64) -> u64 {
+    static BEGAN: OnceLock<(u64, u64)> = OnceLock::new();
+    let (began_ns, began) = *BEGAN.get_or_init(|| (monotonic_ns(), ticks()));
+    let (ns, ticks) = (monotonic_ns().saturating_sub(began_ns), ticks().saturating_sub(began));
+    (u128::from(ticks_passed) * u128::from(ns) / u128::from(ticks.max(1))) as u64
 }

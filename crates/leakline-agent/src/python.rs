@@ -12,7 +12,7 @@ mod text;
 
 pub(crate) use collector::{collector_lists, find_collector};
 pub(crate) use context::{Variable, unsigned};
-pub(crate) use frames::{DEPTH, evaluator, frames};
+pub(crate) use frames::{DEPTH, evaluator, frames, key};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
 pub(crate) use layout::{collector_head, pool_bytes, version};
 pub(crate) use life::look;

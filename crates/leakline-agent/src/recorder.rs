@@ -35,33 +35,25 @@ unsafe impl Sync for Shared {}
 
 static WRITER: Shared = Shared(UnsafeCell::new(None));
 
-/// Time that the slow path has taken, ns.
+/// Time that the slow path has taken, ticks.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
 /// The right to record.
 pub(crate) struct Recorder {
-    /// When it was got, if this is one of the entries that are timed.
-    entered_ns: Option<u64>,
+    /// When it was got, ticks, if it is for a sample.
+    entered: Option<u64>,
 }
 
-/// Two looks at the clock cost as much as a short entry, so one of this many is timed, and stands for all of them.
-const ENTRIES_A_TIMED_ONE: u64 = 8;
-/// An entry that took longer, ns, is taken to have been interrupted: on a machine with more to do than cores, a thread
-/// loses its core for milliseconds, and sampling that waits takes nothing from the server.
-const LONGEST_ENTRY_NS: u64 = 20_000;
-
-/// The time now, for one entry of eight. Which one is left to chance, because entries come in patterns: what a request
-/// allocates it mostly frees. (A linear congruential generator; Knuth's MMIX. Threads that read the same state do no harm.)
-fn entry_time() -> Option<u64> {
-    static CHANCE: AtomicU64 = AtomicU64::new(0);
-    let next =
-        CHANCE.load(Ordering::Relaxed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    CHANCE.store(next, Ordering::Relaxed);
-    (next >> 32).is_multiple_of(ENTRIES_A_TIMED_ONE).then(clock::monotonic_ns)
-}
+/// An entry that took longer, ticks (some 25 µs), is taken to have been interrupted: on a machine with more to do than
+/// cores, a thread loses its core for milliseconds, and sampling that waits takes nothing from the server.
+const LONGEST_ENTRY: u64 = 1 << 16;
 
 fn untimed() -> Option<u64> {
     None
+}
+
+fn timed() -> Option<u64> {
+    Some(clock::ticks())
 }
 
 fn this_thread() -> usize {
@@ -71,7 +63,7 @@ fn this_thread() -> usize {
 
 /// The lock, unless this thread holds it already or another one does not let go of it.
 pub(crate) fn enter() -> Option<Recorder> {
-    or_lost(acquire(entry_time))
+    or_lost(acquire(timed))
 }
 
 /// Counts the loss, where another thread has the lock.
@@ -89,7 +81,7 @@ fn acquire(clock: fn() -> Option<u64>) -> Option<Recorder> {
     for _ in 0..PATIENCE {
         match HOLDER.compare_exchange_weak(0, thread, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => {
-                let mut recorder = Recorder { entered_ns: clock() };
+                let mut recorder = Recorder { entered: clock() };
                 recorder.catch_up();
                 return Some(recorder);
             }
@@ -134,7 +126,7 @@ pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
 /// address may belong to another thread's new block.
 #[cold]
 pub(crate) fn freed(address: usize) {
-    if let Some(mut recorder) = acquire(entry_time) {
+    if let Some(mut recorder) = acquire(timed) {
         if let Some(writer) = recorder.writer() {
             writer.died(address as u64);
         }
@@ -154,7 +146,7 @@ pub(crate) fn freed(address: usize) {
 
 /// Time that sampling has taken so far, ns.
 pub(crate) fn spent_ns() -> u64 {
-    SPENT.load(Ordering::Relaxed)
+    clock::ns_of(SPENT.load(Ordering::Relaxed))
 }
 
 impl Recorder {
@@ -202,9 +194,8 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        if let Some(entered_ns) = self.entered_ns {
-            let spent_ns = clock::monotonic_ns().saturating_sub(entered_ns).min(LONGEST_ENTRY_NS);
-            SPENT.fetch_add(ENTRIES_A_TIMED_ONE * spent_ns, Ordering::Relaxed);
+        if let Some(entered) = self.entered {
+            SPENT.fetch_add(clock::ticks().saturating_sub(entered).min(LONGEST_ENTRY), Ordering::Relaxed);
         }
         HOLDER.store(0, Ordering::Release);
     }
@@ -225,7 +216,7 @@ pub(crate) fn hold() {
 pub(crate) fn let_go() {
     if FORKING.load(Ordering::Relaxed) == this_thread() {
         FORKING.store(0, Ordering::Relaxed);
-        drop(Recorder { entered_ns: None });
+        drop(Recorder { entered: None });
     }
 }
 
@@ -233,7 +224,7 @@ pub(crate) fn let_go() {
 pub(crate) fn begin_anew() {
     FORKING.store(0, Ordering::Relaxed);
     HOLDER.store(this_thread(), Ordering::Relaxed);
-    let mut recorder = Recorder { entered_ns: None };
+    let mut recorder = Recorder { entered: None };
     recorder.install(None);
     for place in &LATE_FREES {
         place.store(0, Ordering::Relaxed);

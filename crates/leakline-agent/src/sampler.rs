@@ -6,8 +6,8 @@
 //!
 //! R follows the budget: the time that samples take is measured, and R raised or lowered until it fits. What requests and
 //! sockets cost is not in it, since no R would lower that. The budget is a share of one core. A server that is idle most of
-//! the time could spend all of that on a few requests, so it is also held to a share of the CPU time that the process
-//! spends, four times as large.
+//! the time could spend all of that on a few requests, so beyond one half of it samples are also held to a share of the CPU
+//! time that the process spends, four times as large as the budget.
 
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
@@ -65,12 +65,13 @@ static EXACT: AtomicBool = AtomicBool::new(false);
 const FIRST_INTERVAL: f64 = 65536.0;
 const LEAST_INTERVAL: f64 = 4096.0;
 const MOST_INTERVAL: f64 = 67_108_864.0;
-/// How long the cost is measured before the interval follows it, ns, and the CPU time that the process must have spent by
-/// then: the cost of a few requests is too much of a chance.
-const WINDOW_NS: u64 = 250_000_000;
+/// How long the cost is measured before the interval follows it, ticks (about a quarter of a second), and the CPU time that
+/// the process must have spent by then, ns: the cost of a few requests is too much of a chance.
+const WINDOW: u64 = 1 << 29;
 const WINDOW_CPU_NS: u64 = 20_000_000;
-/// What sampling may take of the process's own CPU time, in budgets.
+/// What sampling may take of the process's own CPU time, in budgets, and the part of the budget that it may take in any case.
 const BUDGETS_OF_OWN: f64 = 4.0;
+const IN_ANY_CASE: f64 = 0.5;
 /// While waiting for the interpreter: malloc's bytes between two looks whether it is there.
 const WAIT_BYTES: i64 = 16 << 10;
 
@@ -78,8 +79,8 @@ const WAIT_BYTES: i64 = 16 << 10;
 struct Control {
     random: Option<Random>,
     window: Window,
-    /// When to look next at what the window has cost, ns.
-    next_look_ns: u64,
+    /// When to look next at what the window has cost, ticks.
+    next_look: u64,
     /// The least interval since the table had to thin.
     floor: f64,
     /// A small block that was sampled just now, and what is left of the countdown: at the next allocation it will hold
@@ -107,7 +108,7 @@ unsafe impl Sync for Shared {}
 static CONTROL: Shared = Shared(UnsafeCell::new(Control {
     random: None,
     window: Window::NONE,
-    next_look_ns: 0,
+    next_look: 0,
     floor: LEAST_INTERVAL,
     unmarked: None,
 }));
@@ -167,7 +168,7 @@ pub(crate) fn begin_anew() {
         LARGE.set(distance(&mut random, first_interval()));
     }
     (control.random, control.unmarked, control.floor) = (Some(random), None, LEAST_INTERVAL);
-    (control.window, control.next_look_ns) = (Window::NONE, 0);
+    (control.window, control.next_look) = (Window::NONE, 0);
 }
 
 /// A block of malloc's is due.
@@ -225,6 +226,9 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
     let access = python::access(api);
     if !table::exists() && !make_table(&mut recorder, access) {
         return;
+    }
+    if let Some(writer) = recorder.writer() {
+        writer.expect(address as u64);
     }
     let (thread, request) = on_whose_behalf(api, access);
     follow_budget(&mut recorder);
@@ -286,23 +290,34 @@ fn draw(recorder: &Recorder, interval: f64) -> i64 {
 
 /// Bytes until the next sample: exponential, or none where each block is one.
 fn distance(random: &mut Random, interval: f64) -> i64 {
-    if interval <= 1.0 { 0 } else { (-random.unit().ln() * interval) as i64 }
+    if interval <= 1.0 { 0 } else { (random.exponential() * interval) as i64 }
 }
 
+/// What a block stands for: z / (1 - exp(-z/R)).
 fn weight(bytes: f64, interval: f64) -> f64 {
+    let share = bytes / interval;
     // An empty block can only be sampled by a countdown that had run out before; it stands for nothing, not for 0 / 0.
-    if interval <= 1.0 || bytes == 0.0 { bytes } else { bytes / -(-bytes / interval).exp_m1() }
+    if interval <= 1.0 || bytes == 0.0 {
+        bytes
+    } else if share < 0.125 {
+        // Most blocks are small, and the library's function is far from where we are. The next term of the series (with
+        // Bernoulli's numbers) is less than 1e-12 of the whole.
+        let square = share * share;
+        interval * (1.0 + share / 2.0 + square / 12.0 - square * square / 720.0 + square * square * square / 30240.0)
+    } else {
+        bytes / -(-share).exp_m1()
+    }
 }
 
 /// Raises or lowers the interval so that the slow path takes the share of one core, and of the process's own time, that it
 /// may.
 fn follow_budget(recorder: &mut Recorder) {
-    let now = clock::monotonic_ns();
-    let control = control(recorder);
-    if now < control.next_look_ns || is_exact() {
+    let (ticks, control) = (clock::ticks(), control(recorder));
+    if ticks < control.next_look || is_exact() {
         return;
     }
-    control.next_look_ns = now + WINDOW_NS;
+    control.next_look = ticks + WINDOW;
+    let now = clock::monotonic_ns();
     let before = control.window;
     let window = Window { began: now, cpu: clock::process_cpu_ns(), spent: recorder::spent_ns() };
     let cpu = window.cpu.saturating_sub(before.cpu);
@@ -316,9 +331,8 @@ fn follow_budget(recorder: &mut Recorder) {
     let Some(budget) = config::get().map(|config| config.budget) else { return };
     let floor = control.floor;
     let spent = window.spent.saturating_sub(before.spent) as f64;
-    let of_a_core = spent / now.saturating_sub(before.began) as f64;
-    let of_own = spent / cpu as f64;
-    let excess = (of_a_core / budget).max(of_own / (BUDGETS_OF_OWN * budget));
+    let passed = now.saturating_sub(before.began) as f64;
+    let excess = spent / (budget * (BUDGETS_OF_OWN * cpu as f64).clamp(IN_ANY_CASE * passed, passed));
     if let Some(writer) = recorder.writer() {
         // As far up as down, so that chance does not drive it either way.
         let interval = writer.interval_bytes() * excess.clamp(0.5, 2.0);

@@ -1,7 +1,7 @@
 //! Makes the table file of this process and maps it.
 
 use crate::recorder::{FILTER, Recorder};
-use crate::{attach, clock, config, native, python, sampler};
+use crate::{attach, clock, config, native, python, sampler, stack};
 use leakline_table::layout::{HEADER_BYTES, Header, LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
@@ -132,7 +132,7 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
     if attach::is_preloaded() {
         writer.tells_end();
     }
-    native::forget_ids(recorder);
+    stack::forget(recorder);
     recorder.install(Some(writer));
     for ((start, bytes), mapping) in MAPPED.iter().zip(mapped) {
         start.store(mapping.0, Ordering::Relaxed);

@@ -83,7 +83,7 @@ impl Module {
     }
 
     /// Is it never unloaded? The agent, CPython and malloc stay: what they lie at need not be asked for again.
-    fn is_lasting(&self) -> bool {
+    pub(super) fn is_lasting(&self) -> bool {
         self.flags != 0
     }
 
@@ -117,16 +117,28 @@ fn program_path(buffer: &mut [u8]) -> &[u8] {
 pub(super) struct Modules {
     /// Those that last come first.
     known: Vec<Module>,
+    /// How many were found to be unloaded.
+    removed: u32,
 }
 
 impl Modules {
     pub(super) const fn new() -> Self {
-        Self { known: Vec::new() }
+        Self { known: Vec::new(), removed: 0 }
     }
 
     /// A new table knows none of the modules.
     pub(super) fn forget_ids(&mut self) {
         self.known.iter_mut().for_each(|module| module.id = 0);
+    }
+
+    /// How many modules were found to be unloaded so far: what is remembered of places in code does not outlast this number.
+    pub(super) fn removed(&self) -> u32 {
+        self.removed
+    }
+
+    /// Is the module that has been seen at this address still there?
+    pub(super) fn is_there(&self, address: usize) -> bool {
+        object_at(address).is_some_and(|found| self.known.iter().any(|module| found.is(module)))
     }
 
     /// The module that code lies in; at first sight the unwinder is told of it. `None` where the loader knows of none, as
@@ -143,10 +155,7 @@ impl Modules {
     /// The same for code that may be unloaded.
     fn find_passing(&mut self, address: usize, unwinder: &mut Unwinder) -> Option<usize> {
         let found = object_at(address)?;
-        let is_same = |module: &Module| {
-            module.range == (found.map_start..found.map_end) && module.unwind_table == found.unwind_table
-        };
-        Some(self.known.iter().position(is_same).unwrap_or_else(|| self.add(&found, unwinder)))
+        Some(self.known.iter().position(|module| found.is(module)).unwrap_or_else(|| self.add(&found, unwinder)))
     }
 
     #[cold]
@@ -161,7 +170,9 @@ impl Modules {
         for module in self.known.iter().filter(|module| overlap(&module.range, &range)) {
             unwinder.remove_module(module.range.start as u64);
         }
+        let before = self.known.len();
         self.known.retain(|module| !overlap(&module.range, &range));
+        self.removed += (before - self.known.len()) as u32;
         // Without tables the unwinder goes by frame pointers, and gets as far as it gets.
         if let Some(unwindable) = image.unwindable(range.clone()) {
             unwinder.add_module(unwindable);
@@ -171,6 +182,13 @@ impl Modules {
         let at = if module.is_lasting() { 0 } else { self.known.len() };
         self.known.insert(at, module);
         at
+    }
+}
+
+impl FoundObject {
+    /// Is it this module?
+    fn is(&self, module: &Module) -> bool {
+        module.range == (self.map_start..self.map_end) && module.unwind_table == self.unwind_table
     }
 }
 
@@ -306,5 +324,8 @@ fn frames_start(table: &[u8], address: usize) -> Option<usize> {
 ///
 /// The recorder it takes is the proof that nobody else unwinds.
 pub(crate) fn forget_ids(_held: &crate::recorder::Recorder) {
-    super::unwind::with(|state| state.modules.forget_ids());
+    super::unwind::with(|state| {
+        state.modules.forget_ids();
+        state.steps.forget();
+    });
 }

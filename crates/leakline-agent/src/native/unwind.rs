@@ -4,6 +4,7 @@
 //! Everything here runs under the recorder's lock: whoever has the table's writer in hand holds it.
 
 use super::modules::Modules;
+use super::steps::{Chain, Stack, Step, Steps};
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, MustNotAllocateDuringUnwind, Unwinder as _};
 use leakline_table::layout::{Loss, NATIVE};
@@ -24,6 +25,7 @@ pub(super) struct State {
     unwinder: Unwinder,
     /// Rules by address, so that the tables are searched once for each.
     cache: CacheX86_64<MustNotAllocateDuringUnwind>,
+    pub(super) steps: Steps,
 }
 
 struct Shared(UnsafeCell<Option<State>>);
@@ -41,19 +43,13 @@ pub(super) fn with<R>(act: impl FnOnce(&mut State) -> R) -> R {
         modules: Modules::new(),
         unwinder: Unwinder::new(),
         cache: CacheX86_64::new_in(),
+        steps: Steps::new(),
     }))
 }
 
-/// Writes the innermost native segment of the calling thread's stack as pairs of words, see the layout of STACKS, and
-/// returns how many there are: none where only CPython's own code lies between the allocator and a frame of Python.
-///
-/// `evaluator` is an address within the frame of the evaluation loop that runs the innermost frame of Python; `None` where
-/// the thread runs none.
-pub(crate) fn segment(writer: &mut Writer<'_>, evaluator: Evaluator, frames: &mut [[u32; 2]; DEPTH]) -> usize {
-    if !super::modules::are_known() {
-        return 0;
-    }
-    with(|state| state.walk(writer, evaluator, frames))
+/// How many modules were found to be unloaded so far.
+pub(crate) fn modules_removed() -> u32 {
+    with(|state| state.modules.removed())
 }
 
 /// Where native code ends and Python begins.
@@ -67,20 +63,70 @@ pub(crate) enum Evaluator {
     Code(usize, usize),
 }
 
-impl State {
-    fn walk(&mut self, writer: &mut Writer<'_>, evaluator: Evaluator, frames: &mut [[u32; 2]; DEPTH]) -> usize {
-        let mut registers = registers();
-        let bounds = bounds(registers.sp());
-        let mut read_stack = |address: u64| match bounds.contains(&address) && address.is_multiple_of(8) {
-            // SAFETY: between the stack pointer and the end of this thread's stack, and aligned.
-            true => Ok(unsafe { (address as *const u64).read() }),
-            false => Err(()),
-        };
+/// The calling thread's native stack, from where the walk begins.
+pub(crate) struct Here {
+    registers: UnwindRegsX86_64,
+    stack: Stack,
+    evaluator: Evaluator,
+}
+
+/// What a walk has found.
+pub(crate) struct Segment {
+    /// Its frames: none where only CPython's own code lies between the allocator and a frame of Python.
+    pub(crate) depth: usize,
+    /// What it is known by the next time; `None` where that takes another walk.
+    pub(crate) chain: Option<Chain>,
+}
+
+impl Here {
+    /// Begins in the function that calls this, which must be one that is never inlined: then the walk always begins at the
+    /// same place.
+    #[inline(always)]
+    pub(crate) fn new(evaluator: Evaluator) -> Self {
+        let registers = registers();
+        let stack = Stack(bounds(registers.sp()));
         // A thread that runs no Python at the moment has its root there, which lies on no stack.
         let evaluator = match evaluator {
-            Evaluator::Holding(inside) if !bounds.contains(&(inside as u64)) => Evaluator::None,
+            Evaluator::Holding(inside) if !stack.holds(inside as u64) => Evaluator::None,
             known => known,
         };
+        Self { registers, stack, evaluator }
+    }
+
+    /// How far it is to the loop, bytes; 0 where nothing tells. `None` where the thread runs no Python, or native code is not
+    /// walked.
+    pub(crate) fn distance(&self) -> Option<u64> {
+        match self.evaluator {
+            _ if !super::modules::are_known() => None,
+            Evaluator::None => None,
+            Evaluator::Holding(inside) => Some(inside as u64 - self.registers.sp()),
+            Evaluator::Code(..) => Some(0),
+        }
+    }
+
+    /// Does the segment of this chain lie here? Only asked where the distance is the same, and no module has been removed.
+    pub(crate) fn holds(&self, chain: &Chain) -> bool {
+        chain.is_at(&self.registers, &self.stack)
+            && chain.passing().all(|place| with(|state| state.modules.is_there(place)))
+    }
+
+    /// Writes the innermost native segment as pairs of words, see the layout of STACKS.
+    pub(crate) fn segment(&self, writer: &mut Writer<'_>, frames: &mut [[u32; 2]; DEPTH]) -> Segment {
+        if !super::modules::are_known() {
+            return Segment { depth: 0, chain: None };
+        }
+        with(|state| state.walk(writer, self, frames))
+    }
+}
+
+impl State {
+    fn walk(&mut self, writer: &mut Writer<'_>, here: &Here, frames: &mut [[u32; 2]; DEPTH]) -> Segment {
+        let Here { mut registers, ref stack, evaluator } = *here;
+        let below = registers.sp();
+        // Where the frame pointer was loaded from; it is the first one as long as it was not.
+        let (mut chain, mut pointer) = (Some(Chain::NONE), None);
+        // The walk has come as far as Python.
+        let mut is_whole = false;
         let (mut depth, mut is_telling) = (0, matches!(evaluator, Evaluator::None));
         let mut address = FrameAddress::InstructionPointer(registers.ip());
         // A stack that is deeper than what is kept of it is no loss: the innermost frames are those that matter.
@@ -88,24 +134,38 @@ impl State {
         for _ in 0..STEPS {
             let place = address.address_for_lookup() as usize;
             if matches!(evaluator, Evaluator::Code(start, end) if (start..end).contains(&place)) {
+                is_whole = true;
                 break;
             }
-            let Some(module) = self.modules.find(place, &mut self.unwinder) else {
+            let Some(step) = self.step(writer, address, &registers, stack) else {
                 is_lost = true;
                 break;
             };
-            let frame = (!module.is_agent()).then(|| {
-                is_telling |= !module.is_plumbing();
-                [NATIVE | module.id(writer), (place - module.base) as u32]
-            });
-            let outer = self.unwinder.unwind_frame(address, &mut registers, &mut self.cache, &mut read_stack);
+            is_telling |= step.is_telling;
+            let taken = step.take(&mut registers, stack);
+            let outer = match &taken {
+                Some(taken) => Ok(Some(taken.outer)),
+                None => self.unwinder.unwind_frame(address, &mut registers, &mut self.cache, &mut |at| stack.load(at)),
+            };
             // The stack pointer is now that of the caller: what lies below was this frame's.
             if matches!(evaluator, Evaluator::Holding(inside) if registers.sp() > inside as u64) {
+                is_whole = true;
                 break;
             }
-            if let Some(frame) = frame.filter(|frame| frame[0] != NATIVE) {
+            chain = chain.zip(taken).and_then(|(chain, taken)| {
+                let chain = match taken.by {
+                    Some(to) => chain.by_pointer(pointer.map(|at| at - below), to.wrapping_sub(below))?,
+                    None => chain,
+                };
+                pointer = taken.loaded.or(pointer);
+                let chain = chain.and(registers.sp() - 8 - below, taken.outer)?;
+                let is_same_module = |other| self.steps.get(other).is_some_and(|other| other.frame[0] == step.frame[0]);
+                if step.is_lasting { Some(chain) } else { chain.through(place, is_same_module) }
+            });
+            // Not the agent's, nor one of a module that there was no room for.
+            if step.frame[0] & !NATIVE != 0 {
                 let Some(room) = frames.get_mut(depth) else { break };
-                *room = frame;
+                *room = step.frame;
                 depth += 1;
             }
             match outer.map(|outer| outer.and_then(FrameAddress::from_return_address)) {
@@ -120,7 +180,38 @@ impl State {
         if is_lost {
             writer.lose(Loss::NativeStackCut);
         }
-        if is_telling { depth } else { 0 }
+        Segment { depth: if is_telling { depth } else { 0 }, chain: chain.filter(|_| is_whole) }
+    }
+
+    /// What is known of the place of a frame; at first sight, what can be learnt of it. `None` where no module is known to
+    /// lie there.
+    fn step(
+        &mut self,
+        writer: &mut Writer<'_>,
+        address: FrameAddress,
+        registers: &UnwindRegsX86_64,
+        stack: &Stack,
+    ) -> Option<Step> {
+        let place = address.address_for_lookup() as usize;
+        if let Some(step) = self.steps.get(place)
+            && (step.is_lasting || self.modules.is_there(place))
+        {
+            return Some(step);
+        }
+        let removed = self.modules.removed();
+        let module = self.modules.find(place, &mut self.unwinder)?;
+        let frame = if module.is_agent() { [0; 2] } else { [NATIVE | module.id(writer), (place - module.base) as u32] };
+        let is_telling = !module.is_agent() && !module.is_plumbing();
+        let mut step = Step::new(place, frame, is_telling, module.is_lasting());
+        if self.modules.removed() != removed {
+            self.steps.forget();
+        }
+        let Self { unwinder, cache, .. } = self;
+        step.learn(registers, stack, &mut |registers, mut load| {
+            unwinder.unwind_frame(address, registers, cache, &mut load).ok().flatten()
+        });
+        self.steps.keep(step);
+        Some(step)
     }
 }
 

@@ -3,8 +3,9 @@
 use super::api::ThreadState;
 use super::layout::{self, Entry, Instruction, Layout, Loop};
 use super::{api, text};
-use crate::native::Evaluator;
+use crate::native::{Evaluator, mix};
 use leakline_table::writer::{CodeKey, CodeText, Writer};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// Frames that are kept of a stack, from the innermost on.
 pub(crate) const DEPTH: usize = 64;
@@ -161,6 +162,50 @@ unsafe fn instruction(layout: &Layout, frame: usize, code: usize) -> u32 {
     }
 }
 
+/// A number that tells the calling thread's Python stack from others: from each frame's code object, as `code` tells whether
+/// it is still the same one, and where the frame is in it. `seed` is part of it.
+///
+/// Two stacks share a number by chance only, one pair in 2^64.
+///
+/// # Safety
+/// The thread state is the calling thread's own.
+pub(crate) unsafe fn key(thread: ThreadState, seed: u64) -> u64 {
+    let layout = layout::chosen();
+    // Without this each code object would be waited for in its turn.
+    // SAFETY: every x86-64 has the instruction, and it does no harm, whatever the address.
+    let fetch = |address: usize| unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
+    let (mut key, mut fetched, mut depth) = (seed, 0, 0);
+    // SAFETY: the caller's promise; the layout was verified before the first sample. Code objects of live frames live.
+    unsafe {
+        walk(layout, thread, |frame| {
+            fetch(frame.code + layout.code_first_line);
+            fetch(frame.code + layout.code_function);
+            fetched += 1;
+            fetched < DEPTH
+        });
+        walk(layout, thread, |frame| {
+            let code = CodeKey { address: frame.code as u64, fingerprint: fingerprint(layout, frame.code) };
+            key = mix(key ^ code.address, code.fingerprint ^ u64::from(frame.instruction));
+            depth += 1;
+            depth < DEPTH
+        });
+    }
+    key
+}
+
+/// Changes when another code object comes to lie where one was.
+///
+/// # Safety
+/// The address is that of a live code object.
+unsafe fn fingerprint(layout: &Layout, code: usize) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (file, function) = (text::word(code + layout.code_file), text::word(code + layout.code_function));
+        let first_line = text::half(code + layout.code_first_line);
+        file as u64 ^ (function as u64).rotate_left(20) ^ u64::from(first_line) << 48
+    }
+}
+
 /// Writes the frames of the calling thread's Python stack as pairs of words, see the layout of STACKS, and returns how
 /// many there are.
 ///
@@ -190,8 +235,7 @@ unsafe fn code(writer: &mut Writer<'_>, layout: &Layout, code: usize) -> u32 {
         let first_line = text::half(code + layout.code_first_line);
         let file = text::word(code + layout.code_file);
         let function = text::word(code + layout.code_function);
-        let fingerprint = file as u64 ^ (function as u64).rotate_left(20) ^ u64::from(first_line) << 48;
-        let key = CodeKey { address: code as u64, fingerprint };
+        let key = CodeKey { address: code as u64, fingerprint: fingerprint(layout, code) };
         if let Some(id) = writer.known_code(key) {
             return id;
         }

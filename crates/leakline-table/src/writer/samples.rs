@@ -180,6 +180,14 @@ impl<'a> Samples<'a> {
         }
     }
 
+    /// Fetches what the next sample, of a block at this address, will be written to.
+    fn expect(&self, address: u64) {
+        let slot = if self.free != 0 { self.free - 1 } else { self.used } as usize;
+        fetch(self.records, slot);
+        fetch(self.links, slot);
+        fetch(self.index, self.home(address));
+    }
+
     fn take_slot(&mut self) -> Option<u32> {
         if self.free != 0 {
             let slot = self.free - 1;
@@ -210,6 +218,12 @@ impl Writer<'_> {
         self.settle_down(slot, birth.address);
         self.samples.links[slot as usize].block = birth.block;
         Some(Transit { slot, generation: self.samples.generation(slot) })
+    }
+
+    /// A block at this address is about to be recorded with [`Writer::born`]: what it will be written to is on its way from
+    /// memory meanwhile.
+    pub fn expect(&self, address: u64) {
+        self.samples.expect(address);
     }
 
     /// Is a sampled block of pymalloc's at this address?
@@ -472,6 +486,16 @@ impl Writer<'_> {
             self.filter.remove(record.address);
         }
         dropped
+    }
+}
+
+/// Asks the processor to fetch an element.
+fn fetch<T>(elements: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(element) = elements.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction, and it only takes a hint.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>((element as *const T).cast()) };
     }
 }
 
