@@ -24,6 +24,10 @@ const DOMINANT: f64 = 0.5;
 const IN_ONE_PHASE: f64 = 0.95;
 /// Sites below this share of a finding are not listed.
 const WORTH_LISTING: f64 = 0.05;
+/// The least that an object measures which holds a block of a library's, bytes: its head, a pointer and a length.
+const HOLDING_OBJECT: f64 = 32.0;
+/// So many samples must have been expected before it says something that there is none: by chance that happens once in twenty.
+const TELLING: f64 = 3.0;
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub struct Finding {
     pub kind: Kind,
     /// Who allocates.
     pub origin: Origin,
+    /// False where a library took the memory by itself and, by the samples, objects of Python's may hold it all the same.
+    pub origin_is_certain: bool,
     /// The routes whose requests leak, the busiest first; none for what runs outside of requests.
     pub routes: Vec<String>,
     /// The only outcome that leaks; `None` where all do, as far as one can tell.
@@ -261,6 +267,9 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let calls = |place: Place| evidence.workers[place.stack.0].calls(Some(StackId(place.stack.1)));
     let (native, calls) = stack.map(calls).unwrap_or_default();
     let (origin, blamed) = blame(deposits, &members);
+    let objects = blamed.as_ref().map_or(0.0, |blamed| expected_objects(evidence, deposits, &members, blamed));
+    // A thread that runs no Python makes no objects.
+    let origin_is_certain = origin != Origin::Native || site.is_none() || objects >= TELLING;
 
     let most = if group.shape.garbage == Garbage::RuledOut { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
@@ -271,6 +280,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     Finding {
         kind: Kind::Leak,
         origin,
+        origin_is_certain,
         sockets: exchanged(evidence, &routes, outcome_or_all, &Outcome::ALL),
         routes,
         outcome,
@@ -321,6 +331,20 @@ fn blame(deposits: &Deposits, members: &[&Deposit]) -> (Origin, Option<Blamed>) 
         Taken::ByItself => Origin::Native,
     };
     (origin, Some(blamed.clone()))
+}
+
+/// Samples of Python's objects that there would be, had the library made one for each block that it took.
+fn expected_objects(evidence: &Evidence, deposits: &Deposits, members: &[&Deposit], blamed: &Blamed) -> f64 {
+    let is_of_library = |deposit: &Deposit| {
+        let of = deposit.place.and_then(|place| place.blamed).map(|BlamedId(at)| &deposits.blamed[at]);
+        of.is_some_and(|of| of.library == blamed.library && of.taken == Taken::ByItself)
+    };
+    let blocks = members.iter().filter(|deposit| !deposit.growth && deposit.size > 0 && is_of_library(deposit));
+    let expected = blocks.map(|deposit| {
+        let interval = evidence.workers[deposit.worker].interval_bytes.max(1.0);
+        deposit.bytes / deposit.size as f64 * -(-HOLDING_OBJECT / interval).exp_m1()
+    });
+    expected.sum()
 }
 
 /// Each once: a sample that several may have revived is shared out.

@@ -114,6 +114,9 @@ pub struct Finding {
     pub kind: &'static str,
     /// `python`, `native` or `mixed`
     pub origin: &'static str,
+    /// False for a leak that is `native` as far as the samples tell, which are too far apart to show objects that may hold
+    /// it; null for other kinds.
+    pub origin_is_certain: Option<bool>,
     /// `GET /data/<id>`; null for several routes, and for what runs outside of requests.
     pub route: Option<String>,
     /// All routes whose requests leak, the busiest first; empty for what runs outside of requests.
@@ -421,6 +424,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
             Origin::Native => "native",
             Origin::Mixed => "mixed",
         },
+        origin_is_certain: Some(finding.origin_is_certain),
         route: Some(&finding.routes).filter(|routes| routes.len() == 1).map(|routes| routes[0].clone()),
         routes: finding.routes.clone(),
         outcome: finding.outcome.map_or("any", outcome),
@@ -469,6 +473,7 @@ fn balloon(balloon: &Balloon) -> Finding {
             Some(Taken::ThroughPython) => "mixed",
             Some(Taken::ByItself) => "native",
         },
+        origin_is_certain: None,
         route: Some(balloon.route.clone()),
         routes: vec![balloon.route.clone()],
         outcome: balloon.outcome.map_or("any", outcome),
@@ -512,6 +517,7 @@ fn retained(retained: &Retained) -> Finding {
     Finding {
         kind: "retained",
         origin: if retained.python_bytes * 2 > retained.bytes { "python" } else { "native" },
+        origin_is_certain: None,
         routes: route.iter().cloned().collect(),
         route,
         outcome: "any",

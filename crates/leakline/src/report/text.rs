@@ -311,6 +311,9 @@ impl Page<'_> {
                 None => "in a thread that runs no Python".to_owned(),
             };
             writeln!(self.text, "  in {library} {}, {caller}", shorten(&function, 60))?;
+            if finding.origin_is_certain == Some(false) {
+                writeln!(self.text, "  (objects of Python's may hold it: samples are too far apart to show them)")?;
+            }
         }
         for other in finding.sites.iter().skip(1).take(2) {
             let place = format!("{}:{}", shorten(&short_file(&other.line.file), 50), other.line.line);
