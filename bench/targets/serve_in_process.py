@@ -1,17 +1,20 @@
-"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref PATH TURNS`. As many requests warm up,
+"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref MODULE PATH TURNS`. As many requests warm up,
 and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
 
 Gunicorn's synchronous worker is the real one, with a pair of connected sockets for client and server; wsgiref's handler
 reads and writes memory.
 """
 
+import importlib
 import io
 import os
 import socket
 import sys
 
 import ballast
-from orders import app
+
+name, path, turns = sys.argv[1], sys.argv[3], int(sys.argv[4])
+app = importlib.import_module(sys.argv[2]).app
 
 
 def gunicorn_worker():
@@ -61,7 +64,6 @@ def wsgiref_server():
     return serve
 
 
-name, path, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
 serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server}[name]()
 for turn in range(turns):
     assert b" 200 OK\r\n" in serve(path)[:20]
