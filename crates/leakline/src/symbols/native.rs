@@ -182,3 +182,21 @@ fn add_inlined(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_their_language() {
+        for (mangled, name) in [
+            ("_ZN4shop4keepEm", "shop::keep(unsigned long)"),
+            ("_ZN4core3ptr13drop_in_place17h0123456789abcdefE", "core::ptr::drop_in_place"),
+            ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+            ("HPDF_New", "HPDF_New"),
+            ("xmlParseDoc@@LIBXML2_2.4.30", "xmlParseDoc"),
+        ] {
+            assert_eq!(demangled(mangled), name);
+        }
+    }
+}
