@@ -30,6 +30,8 @@ mod harness;
 use std::fs;
 use std::process::Command;
 use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
 
 use harness::{LEAKLINE, Server};
 use leakline::case::Case;
@@ -153,8 +155,17 @@ fn clause(text: &str) -> Clause {
     }
 }
 
+/// How leakline comes to a case's server.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// It starts it.
+    Run,
+    /// It comes when the server runs.
+    Attach,
+}
+
 /// Runs a case on each of its Pythons and compares.
-fn check(name: &str) {
+fn check(name: &str, way: Way) {
     let case = Case::all().into_iter().find(|case| case.name == name).unwrap();
     let expected = expected(&case);
     for version in &case.pythons {
@@ -170,7 +181,11 @@ fn check(name: &str) {
         let port = harness::free_port();
         let service = case.start_service(&python, &folder).unwrap();
         let service_port = service.as_ref().map(|service| service.port);
-        let server = Server::start_with(&case.options, &case.command(&python, port, service_port), &folder, port);
+        let command = case.command(&python, port, service_port);
+        let server = match way {
+            Way::Run => Server::start_with(&case.options, &command, &folder, port),
+            Way::Attach => attached(Server::start_alone(&command, &folder, port), &case),
+        };
         match &expected {
             // What leaks when requests fail is shown by requests that fail, beside others that do not.
             Expected::Leak { outcome: Some(outcome), .. } if outcome == "error" => {
@@ -212,6 +227,19 @@ fn check_chains(clauses: &[Clause], server: &Server, case: &str) {
         let holders = summary::holders_of_type(&heap::open(&taken).unwrap(), of);
         assert!(holders[0].text.contains(by), "{case}: {of} is held by {:?}, and not by {by:?}", holders[0].text);
     }
+}
+
+/// The case's server with the agent in it. Where its main thread sleeps until a request comes, that one lets it in.
+fn attached(server: Server, case: &Case) -> Server {
+    // A worker that has only begun to start has no Python yet.
+    sleep(Duration::from_secs(3));
+    let pid = server.launcher().to_string();
+    let options = case.options.iter().map(String::as_str);
+    let words: Vec<&str> = ["attach"].into_iter().chain(options).chain([pid.as_str()]).collect();
+    let attached = server.leakline(&words);
+    let said = String::from_utf8_lossy(&attached.stderr);
+    assert!(attached.status.success(), "{}: {said}\n{}", case.name, server.log());
+    server
 }
 
 fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report: &Value) -> Result<(), String> {
@@ -403,8 +431,19 @@ macro_rules! cases {
     ($($test:ident $name:literal)*) => {
         $(#[test]
         fn $test() {
-            check($name);
+            check($name, Way::Run);
         })*
+
+        /// The same when the server runs already. By hand: scripts/attach-long.
+        mod attached {
+            use super::*;
+
+            $(#[test]
+            #[ignore = "takes as long as all cases"]
+            fn $test() {
+                check($name, Way::Attach);
+            })*
+        }
 
         #[test]
         fn every_case_is_tested() {

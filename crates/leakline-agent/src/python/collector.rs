@@ -21,6 +21,10 @@ pub(crate) fn collector_lists() -> [usize; 4] {
 /// The GIL of the main interpreter is held, no exception is set.
 pub(crate) unsafe fn find_collector(api: &Api) {
     let layout = layout::chosen();
+    // 3.14 has other lists, and patch releases of it differ: its heap is not walked.
+    if layout.minor > 13 {
+        return;
+    }
     // Until 3.7 the head was a union with a long double, aligned to 16.
     let (generation, frozen) = if layout.minor == 7 { (48, 160) } else { (24, 80) };
     // SAFETY: a list of our own, in whose head the collector keeps its links; the pointer behind the generations lies in

@@ -37,7 +37,7 @@ pub(super) unsafe fn walk(layout: &Layout, thread: ThreadState, mut visit: impl 
             if frame == 0 {
                 return;
             }
-            let code = text::word(frame + layout.frame_code);
+            let code = text::word(frame + layout.frame_code) & ADDRESS;
             if !is_owned_by_c(layout, frame)
                 && code != 0
                 && !visit(Frame { code, instruction: instruction(layout, frame, code) })
@@ -71,7 +71,7 @@ unsafe fn innermost(layout: &Layout, thread: ThreadState) -> usize {
 /// As for [`walk`]: a live frame.
 unsafe fn is_owned_by_c(layout: &Layout, frame: usize) -> bool {
     // SAFETY: the caller's promise.
-    layout.frame_owner.is_some_and(|owner| unsafe { *((frame + owner) as *const u8) } == FRAME_OWNED_BY_C)
+    layout.frame_owner.is_some_and(|owner| unsafe { *((frame + owner) as *const u8) } >= FRAME_OWNED_BY_C)
 }
 
 /// Where on the calling thread's C stack its innermost frame of Python is run.
@@ -112,10 +112,10 @@ pub(super) fn is_walkable(layout: &Layout, thread: ThreadState) -> bool {
     let mut frame = first;
     for _ in 0..4 {
         let Some(address) = frame.filter(|address| *address != 0) else { return false };
-        let Some(code) = readable_word(address + layout.frame_code) else { return false };
+        let Some(code) = readable_word(address + layout.frame_code).map(|code| code & ADDRESS) else { return false };
         let owner = layout.frame_owner.map_or(Some(0), |owner| readable_word(address + owner));
         let Some(owner) = owner else { return false };
-        if owner as u8 != FRAME_OWNED_BY_C
+        if (owner as u8) < FRAME_OWNED_BY_C
             && code != 0
             && [layout.code_file, layout.code_function, layout.code_line_table].iter().any(|offset| {
                 // Strings and bytes are read up to their 80th byte at most before they are known to be any.
@@ -142,8 +142,12 @@ pub(super) fn readable_word(address: usize) -> Option<usize> {
     (read == size_of::<usize>() as isize).then_some(word)
 }
 
-/// `FRAME_OWNED_BY_CSTACK` (Include/internal/pycore_frame.h).
+/// `FRAME_OWNED_BY_CSTACK` (Include/internal/pycore_frame.h); from 3.14 on `FRAME_OWNED_BY_INTERPRETER`, behind which is
+/// nothing but the former.
 const FRAME_OWNED_BY_C: u8 = 3;
+/// From 3.14 on the lowest bits of what a frame refers to are a tag (`_PyStackRef`, Include/internal/pycore_stackref.h).
+/// Objects lie at multiples of 16.
+const ADDRESS: usize = !7;
 
 /// # Safety
 /// As for [`walk`]: a live frame and its code object.

@@ -49,7 +49,8 @@ pub(crate) struct Layout {
     pub(crate) frame_code: usize,
     pub(crate) frame_previous: usize,
     pub(crate) frame_instruction: Instruction,
-    /// Where a frame says who owns it; frames owned by C (3) have no code of their own (3.12 and later).
+    /// Where a frame says who owns it; frames owned by C (3, and 4 from 3.14 on) have no code of their own (3.12 and
+    /// later).
     pub(crate) frame_owner: Option<usize>,
     pub(crate) code_first_line: usize,
     pub(crate) code_file: usize,
@@ -69,6 +70,8 @@ pub(crate) struct Layout {
     pub(crate) key_table_first_key: usize,
     /// Key tables have the form of 3.11 and later (`dk_log2_size`), and only those with string keys are parked.
     pub(crate) key_table_has_logs: bool,
+    /// A parked object holds the address of the next one where its count of references was, and not zero.
+    pub(crate) parked_are_chained: bool,
     /// Bytes of pymalloc's pools.
     pub(crate) pool: usize,
 }
@@ -92,6 +95,7 @@ const PYTHON_3_8: Layout = Layout {
     key_table: 168,
     key_table_first_key: 56,
     key_table_has_logs: false,
+    parked_are_chained: false,
     pool: 4096,
 };
 
@@ -129,7 +133,15 @@ const PYTHON_3_12: Layout = Layout {
     ..PYTHON_3_11
 };
 
-static LAYOUTS: [Layout; 7] = [
+const PYTHON_3_13: Layout = Layout {
+    minor: 13,
+    entry: Entry::Direct(72),
+    evaluator: Loop::HoldsFrame,
+    frame_instruction: Instruction::Pointer(56, 200),
+    ..PYTHON_3_12
+};
+
+static LAYOUTS: [Layout; 8] = [
     // The collector's head was a union with a long double; code objects had no positional-only arguments.
     Layout {
         minor: 7,
@@ -152,12 +164,13 @@ static LAYOUTS: [Layout; 7] = [
     },
     PYTHON_3_11,
     PYTHON_3_12,
+    PYTHON_3_13,
     Layout {
-        minor: 13,
-        entry: Entry::Direct(72),
-        evaluator: Loop::HoldsFrame,
-        frame_instruction: Instruction::Pointer(56, 200),
-        ..PYTHON_3_12
+        minor: 14,
+        frame_instruction: Instruction::Pointer(56, 208),
+        frame_owner: Some(74),
+        parked_are_chained: true,
+        ..PYTHON_3_13
     },
 ];
 
@@ -174,7 +187,7 @@ pub(super) fn choose(version: &str) -> Result<(), &'static str> {
         return Err("this Python's version is not known: ");
     };
     let Some(layout) = LAYOUTS.iter().find(|layout| layout.minor == minor) else {
-        return Err("CPython 3.7 to 3.13 is supported, and this is ");
+        return Err("CPython 3.7 to 3.14 is supported, and this is ");
     };
     CHOSEN.store(std::ptr::from_ref(layout).cast_mut(), Ordering::Relaxed);
     VERSION.store(3 << 24 | minor << 16 | micro << 8 | 0xF0, Ordering::Relaxed);

@@ -30,8 +30,8 @@ pub(crate) unsafe fn look(record: &SampleRecord) -> Life {
     // SAFETY: every load lies within the block's bytes, which are readable while the block is not freed.
     unsafe {
         if record.flags & FLAG_OBJECT != 0 && bytes == FLOAT_BYTES {
-            return match (word(block), word(block + 8) == api.float_type as usize) {
-                (0, _) => Life::Parked,
+            return match (is_parked(layout, word(block)), word(block + 8) == api.float_type as usize) {
+                (true, _) => Life::Parked,
                 // Zero is a value, too, but the mark 0 says nothing.
                 (_, true) => Life::InUse(word(block + 16) as u64 | 1),
                 (_, false) => Life::InUse(0),
@@ -39,25 +39,32 @@ pub(crate) unsafe fn look(record: &SampleRecord) -> Life {
         }
         if bytes == layout.key_table && is_key_table(layout, block) {
             // The first key stays until it is deleted, and others are put behind it even then.
-            return match word(block) {
-                0 => Life::Parked,
-                _ => Life::InUse(word(block + layout.key_table_first_key) as u64),
+            return match is_parked(layout, word(block)) {
+                true => Life::Parked,
+                false => Life::InUse(word(block + layout.key_table_first_key) as u64),
             };
         }
         if record.flags & FLAG_OBJECT != 0 && bytes >= head + 32 {
             let kind = word(block + head + 8);
             let is_tuple = kind == api.tuple_type as usize;
             if is_tuple || kind == api.dict_type as usize || kind == api.list_type as usize {
-                return match word(block + head) {
-                    0 => Life::Parked,
+                return match is_parked(layout, word(block + head)) {
+                    true => Life::Parked,
                     // The first item stays what it is as long as the tuple lives. (A parked tuple chains others there.)
-                    _ if is_tuple => Life::InUse(word(block + head + 24) as u64),
-                    _ => Life::InUse(0),
+                    false if is_tuple => Life::InUse(word(block + head + 24) as u64),
+                    false => Life::InUse(0),
                 };
             }
         }
         Life::InUse(0)
     }
+}
+
+/// Is this what stands in a parked object in the place of its count of references? An address, other than a count of 32
+/// bits and the flags above bit 48, has bits between them (`_PyFreeList_PushObj`, Include/internal/pycore_freelist.h, and
+/// Include/refcount.h, 3.14).
+fn is_parked(layout: &layout::Layout, count: usize) -> bool {
+    count == 0 || layout.parked_are_chained && count >> 32 & 0xFFFF != 0
 }
 
 /// Does the block look like a key table of the least size? Its counters stay as they were when it is parked.

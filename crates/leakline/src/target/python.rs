@@ -7,7 +7,7 @@ use procfs::process::{MMapPath, Process};
 use crate::failure::{Exit, Failure};
 
 /// The minor versions of CPython 3 whose frames the agent knows how to read.
-pub const KNOWN: std::ops::RangeInclusive<u8> = 7..=13;
+pub const KNOWN: std::ops::RangeInclusive<u8> = 7..=14;
 
 /// What the files that a process has mapped say of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

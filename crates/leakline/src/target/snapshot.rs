@@ -30,6 +30,9 @@ pub const IN_TIME: u32 = 3;
 const MOST_SHARE: u64 = 2;
 const LEAST_MOST: u64 = 256 << 20;
 
+/// The last CPython 3 whose collector's lists the agent knows.
+const LAST_WALKED: u8 = 13;
+
 /// The longest pause and the least headroom with which a snapshot is taken unasked.
 pub const PAUSE_LIMIT: f64 = 0.25;
 /// Share of the memory limit, or of the machine's memory, that has to be free.
@@ -128,6 +131,11 @@ pub fn take(table: &TableFile, most_seconds: u32) -> Result<Taken, Failure> {
     };
     let call = Call::open(&table.path)?;
     if call.word(offset_of!(Header, snapshot.listening))? == 0 {
+        let [_, minor, ..] = call.word(offset_of!(Header, python_version))?.to_be_bytes();
+        if minor > LAST_WALKED {
+            let what = format!("process {pid} runs Python 3.{minor}, whose heap leakline can't walk yet");
+            return Err(Failure::new(Exit::Error, what, "its report does without a holder"));
+        }
         let what = format!("process {pid} does not listen for calls: it has served no request under the agent yet");
         return Err(Failure::new(Exit::Error, what, "send it a request, or name a worker that `leakline list` shows"));
     }
