@@ -4,13 +4,13 @@
 //! ```text
 //!    0  version       4   of this structure
 //!    4  state         4   `State`; written by the agent
-//!    8  next        240   where each of `FUNCTIONS` goes on below our hook; written by the command
-//!  248  stubs         8   the page of jumps that the command has made in the process, 0 before it has
-//!  256  table_bytes   8   ┐
-//!  264  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
-//!  272  exact         8   │ an f64
-//!  280  tables     1024   ┘ a path that ends with NUL
-//! 1304  reason      256   why the agent refused, ends with NUL; written by the agent
+//!    8  next        264   where each of `FUNCTIONS` goes on below our hook; written by the command
+//!  272  stubs         8   the page of jumps that the command has made in the process, 0 before it has
+//!  280  table_bytes   8   ┐
+//!  288  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
+//!  296  exact         8   │ an f64
+//!  304  tables     1024   ┘ a path that ends with NUL
+//! 1328  reason      256   why the agent refused, ends with NUL; written by the agent
 //! ```
 
 use std::cell::UnsafeCell;
@@ -24,7 +24,7 @@ pub const SYMBOL: &str = "leakline_attachment";
 pub const VERSION: u32 = 1 << 16 | size_of::<Attachment>() as u32;
 
 /// The C library's functions in front of which the agent puts its hooks, in the order of [`Attachment::next`].
-pub const FUNCTIONS: [&str; 30] = [
+pub const FUNCTIONS: [&str; 33] = [
     "malloc",
     "calloc",
     "realloc",
@@ -41,15 +41,18 @@ pub const FUNCTIONS: [&str; 30] = [
     "recv",
     "recvfrom",
     "recvmsg",
+    "recvmmsg",
     "read",
     "readv",
     "send",
     "sendto",
     "sendmsg",
+    "sendmmsg",
     "write",
     "writev",
     "sendfile",
     "sendfile64",
+    "splice",
     "close",
     "connect",
     "accept",
@@ -117,12 +120,12 @@ pub struct Attachment {
 // thread that refuses, before the state tells so.
 unsafe impl Sync for Attachment {}
 
-const _: () = assert!(size_of::<Attachment>() == 1560);
+const _: () = assert!(size_of::<Attachment>() == 1584);
 const _: () = assert!(std::mem::offset_of!(Attachment, next) == 8);
-const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 248);
-const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 256);
-const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 280);
-const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1304);
+const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 272);
+const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 280);
+const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 304);
+const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1328);
 
 impl Attachment {
     /// That of an agent which has just been loaded.

@@ -7,9 +7,9 @@
 
 use super::native::{Next, next};
 use crate::sockets;
-use libc::{iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
+use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use std::arch::naked_asm;
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::{c_int, c_long, c_uint, c_void};
 
 type Bytes = *mut c_void;
 
@@ -17,15 +17,18 @@ next! {
     RECV resolve_recv c"recv": fn(socket: c_int, into: Bytes, bytes: size_t, flags: c_int) -> ssize_t;
     RECVFROM resolve_recvfrom c"recvfrom": fn(socket: c_int, into: Bytes, bytes: size_t, flags: c_int, from: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
     RECVMSG resolve_recvmsg c"recvmsg": fn(socket: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    RECVMMSG resolve_recvmmsg c"recvmmsg": fn(socket: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, limit: *mut timespec) -> c_int;
     READ resolve_read c"read": fn(file: c_int, into: Bytes, bytes: size_t) -> ssize_t;
     READV resolve_readv c"readv": fn(file: c_int, into: *const iovec, count: c_int) -> ssize_t;
     SEND resolve_send c"send": fn(socket: c_int, from: Bytes, bytes: size_t, flags: c_int) -> ssize_t;
     SENDTO resolve_sendto c"sendto": fn(socket: c_int, from: Bytes, bytes: size_t, flags: c_int, to: *const sockaddr, length: socklen_t) -> ssize_t;
     SENDMSG resolve_sendmsg c"sendmsg": fn(socket: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    SENDMMSG resolve_sendmmsg c"sendmmsg": fn(socket: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
     WRITE resolve_write c"write": fn(file: c_int, from: Bytes, bytes: size_t) -> ssize_t;
     WRITEV resolve_writev c"writev": fn(file: c_int, from: *const iovec, count: c_int) -> ssize_t;
     SENDFILE resolve_sendfile c"sendfile": fn(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) -> ssize_t;
     SENDFILE64 resolve_sendfile64 c"sendfile64": fn(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) -> ssize_t;
+    SPLICE resolve_splice c"splice": fn(from: c_int, from_offset: *mut i64, to: c_int, to_offset: *mut i64, bytes: size_t, flags: c_uint) -> ssize_t;
     CLOSE resolve_close c"close": fn(file: c_int) -> c_int;
     SYSCALL resolve_syscall c"syscall": fn(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long;
     CONNECT resolve_connect c"connect": fn(socket: c_int, to: *const sockaddr, length: socklen_t) -> c_int;
@@ -111,6 +114,72 @@ counted! {
     sendfile: SENDFILE(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) written_to 0, if true;
     /// The same by the name that it has for large files.
     sendfile64: SENDFILE64(socket: c_int, file: c_int, offset: *mut off_t, bytes: size_t) written_to 0, if true;
+}
+
+/// Bytes of the messages that a call has passed, and those that they had room for; or its error.
+///
+/// # Safety
+/// A call that was given these messages has returned `passed`.
+unsafe fn several(messages: *const mmsghdr, passed: c_int) -> (isize, usize) {
+    let Ok(passed) = usize::try_from(passed) else { return (-1, 0) };
+    (0..passed).fold((0, 0), |(bytes, rooms), message| {
+        // SAFETY: the call has read and written it.
+        let (length, of_parts) = unsafe {
+            let mmsghdr { msg_hdr: header, msg_len } = &*messages.add(message);
+            (*msg_len as isize, room(header.msg_iov, header.msg_iovlen))
+        };
+        (bytes + length, of_parts.saturating_add(rooms))
+    })
+}
+
+/// See recvmmsg(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn recvmmsg(
+    socket: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    limit: *mut timespec,
+) -> c_int {
+    // SAFETY: the caller's own call, handed on; so below.
+    let result = unsafe { RECVMMSG.get()(socket, messages, count, flags, limit) };
+    if is_taken(flags) {
+        // SAFETY: the call has returned so many; so below.
+        let (bytes, room) = unsafe { several(messages, result) };
+        sockets::received(socket, bytes, || room);
+    }
+    result
+}
+
+/// See sendmmsg(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendmmsg(socket: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+    // SAFETY: as in recvmmsg.
+    let result = unsafe { SENDMMSG.get()(socket, messages, count, flags) };
+    // SAFETY: as in recvmmsg.
+    let (bytes, room) = unsafe { several(messages, result) };
+    sockets::sent(socket, bytes, || room);
+    result
+}
+
+/// See splice(2). One of the two is a pipe, which is not known as a socket.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn splice(
+    from: c_int,
+    from_offset: *mut i64,
+    to: c_int,
+    to_offset: *mut i64,
+    bytes: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    // SAFETY: the caller's own call, handed on.
+    let result = unsafe { SPLICE.get()(from, from_offset, to, to_offset, bytes, flags) };
+    // Of a call that failed nobody can tell which side is to blame.
+    if result >= 0 {
+        sockets::read_from(from, result, || bytes);
+        sockets::written_to(to, result, || 0);
+    }
+    result
 }
 
 /// See close(2).

@@ -86,6 +86,19 @@ int check(void) {
     struct msghdr received = {.msg_iov = &into, .msg_iovlen = 1};
     CHECK(write(ends[1], bytes, 5) == 5 && recvmsg(ends[0], &received, 0) == 5);
     CHECK(write(ends[1], bytes, 5) == 5 && readv(ends[0], &into, 1) == 5 && errno == 77);
+    struct mmsghdr several[2] = {{.msg_hdr = message}, {.msg_hdr = received}};
+    CHECK(sendmmsg(ends[1], several, 1, 0) == 1 && several[0].msg_len == 7);
+    CHECK(recvmmsg(ends[0], several + 1, 1, MSG_WAITFORONE, NULL) == 1 && several[1].msg_len == 7);
+    CHECK(memcmp(rest, bytes, 7) == 0);
+    int pipe_ends[2];
+    loff_t from = 4;
+    CHECK(pipe(pipe_ends) == 0 && splice(file, &from, pipe_ends[1], NULL, 1000, 0) == 6 && from == 10);
+    CHECK(splice(pipe_ends[0], NULL, ends[1], NULL, 6, 0) == 6 && errno == 77);
+    CHECK(recv(ends[0], rest, sizeof rest, 0) == 6 && memcmp(rest, "456789", 6) == 0);
+    CHECK(sendmmsg(-1, several, 1, 0) == -1 && errno == EBADF);
+    CHECK(recvmmsg(ends[0], several + 1, 1, MSG_DONTWAIT, NULL) == -1 && errno == EAGAIN);
+    errno = 77;
+    CHECK(close(pipe_ends[0]) == 0 && close(pipe_ends[1]) == 0);
     CHECK(close(file) == 0 && errno == 77);
 
     /* A signal interrupts the call, and a thread may be cancelled in it. */

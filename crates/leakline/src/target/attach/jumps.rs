@@ -25,7 +25,7 @@ use super::memory::Memory;
 /// Bytes of `jmp rel32`.
 pub const JUMP: usize = 5;
 /// Bytes of a stub.
-const STUB: usize = 128;
+const STUB: usize = 112;
 /// Where in a stub its parts lie.
 const ORIGINAL: usize = 16;
 const TO_HOOK: usize = 32;
