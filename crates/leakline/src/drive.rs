@@ -2,8 +2,9 @@
 //!
 //! One thread drives every connection. `plan` says what to ask for, `schedule` what comes next and when it is due,
 //! `client` performs one request on its connection and treats the answer as the plan says, `ranges` downloads in parts,
-//! `tally` counts.
+//! `objects` compares what was downloaded, `tally` counts.
 pub mod client;
+mod objects;
 pub mod plan;
 mod ranges;
 pub mod schedule;
@@ -17,6 +18,7 @@ use std::{
 };
 
 use client::Client;
+use objects::Objects;
 use plan::Plan;
 use schedule::Schedule;
 use tally::Tally;
@@ -82,10 +84,12 @@ async fn drive(server: &Server, plan: &Plan, mut progress: impl FnMut(&Tally)) -
 
     let schedule = Rc::new(RefCell::new(Schedule::new(plan)));
     let tally = Rc::new(RefCell::new(Tally::new(plan)));
+    let objects = Rc::new(Objects::default());
     let start = Instant::now();
     let connections: Vec<_> = (0..plan.concurrency)
         .map(|_| {
-            let client = Client::new(server.clone(), plan.keep_alive, Duration::from_secs_f64(plan.timeout_seconds));
+            let limit = Duration::from_secs_f64(plan.timeout_seconds);
+            let client = Client::new(server.clone(), plan.keep_alive, limit, objects.clone());
             spawn_local(keep_asking(client, start, schedule.clone(), tally.clone()))
         })
         .collect();

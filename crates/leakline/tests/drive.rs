@@ -5,18 +5,27 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use leakline::drive::plan::Plan;
+use leakline::drive::{self, Server};
 use serde_json::Value;
 
-/// Answers `/ok`, and hangs up on everything else. It also closes a connection after five answers, without a word, as
-/// servers do with connections that were idle for too long.
+/// How long it takes to answer `/slow`, ms.
+const SLOW_MS: u64 = 40;
+
+/// Answers `/ok`, `/slow` in its time and `/never` never, and hangs up on everything else. It also closes a connection
+/// after five answers, without a word, as servers do with connections that were idle for too long.
 fn serve(stream: TcpStream, asked: &AtomicU64) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     for _ in 0..5 {
         let mut request = String::new();
         while reader.read_line(&mut request)? > 2 {}
-        if !request.starts_with("GET /ok/") {
-            break;
+        match request.split('/').nth(1).unwrap_or_default() {
+            "ok" => {}
+            "slow" => thread::sleep(Duration::from_millis(SLOW_MS)),
+            "never" => thread::sleep(Duration::from_secs(3600)),
+            _ => break,
         }
         asked.fetch_add(1, Ordering::Relaxed);
         (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfine\n")?;
@@ -38,7 +47,7 @@ fn start() -> (String, Arc<AtomicU64>) {
     (url, asked)
 }
 
-fn drive(arguments: &[&str]) -> Output {
+fn leakline_drive(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_leakline")).args(["--json", "drive"]).args(arguments).output().unwrap()
 }
 
@@ -46,7 +55,7 @@ fn drive(arguments: &[&str]) -> Output {
 fn every_request_is_made_and_its_outcome_counted() {
     let (url, asked) = start();
     let routes = ["--route", "3 GET /ok/{n}", "--route", "/broken", "--parameter", "n=1..9", "--in-turn"];
-    let output = drive(&[&[url.as_str(), "--total", "200", "--concurrency", "3"][..], &routes].concat());
+    let output = leakline_drive(&[&[url.as_str(), "--total", "200", "--concurrency", "3"][..], &routes].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tally: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(tally["requests"], 200);
@@ -61,31 +70,57 @@ fn every_request_is_made_and_its_outcome_counted() {
 #[test]
 fn traffic_without_one_answer_is_an_error() {
     let (url, _) = start();
-    assert_eq!(drive(&[&url, "--total", "3", "--route", "/broken"]).status.code(), Some(1));
+    assert_eq!(leakline_drive(&[&url, "--total", "3", "--route", "/broken"]).status.code(), Some(1));
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let output = drive(&[&format!("http://{free}/")]);
+    let output = leakline_drive(&[&format!("http://{free}/")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot connect to 127.0.0.1"));
+}
+
+#[test]
+fn what_takes_long_is_in_the_quantiles_and_what_takes_too_long_has_failed() {
+    let (url, _) = start();
+    let routes = ["--route", "9 /ok/1", "--route", "/slow/1", "--in-turn", "--route", "/never/1", "--timeout", "1"];
+    let output = leakline_drive(&[&[url.as_str(), "--total", "22", "--concurrency", "2"][..], &routes].concat());
+    let tally: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&tally["statuses"]["200"], &tally["failures"]["timeout"]), (&20.into(), &2.into()), "{tally:#}");
+    let quantiles = |of: &Value| ["p50_ms", "p90_ms", "p99_ms", "max_ms"].map(|name| of[name].as_f64().unwrap());
+    let slow = quantiles(&tally["routes"][1]);
+    assert!(slow.iter().all(|ms| *ms >= SLOW_MS as f64 * 0.99), "{tally:#}");
+    assert!(quantiles(&tally).is_sorted() && quantiles(&tally)[3] >= slow[3], "{tally:#}");
+}
+
+#[test]
+fn progress_is_told_until_the_end() {
+    let (url, _) = start();
+    let port = url.rsplit(':').next().unwrap().parse().unwrap();
+    let plan = Plan::parse("total = 20\n[[route]]\npath = '/slow/1'").unwrap();
+    let mut told = Vec::new();
+    let server = Server { host: "127.0.0.1".to_owned(), port };
+    let tally = drive::run(&server, &plan, |tally| told.push((tally.sum().requests(), tally.planned))).unwrap();
+    assert_eq!(tally.sum().requests(), 20);
+    // It is told every quarter of a second, and the whole takes 0.8 s at least.
+    assert!(told.len() >= 3 && told.is_sorted() && told.iter().all(|(_, planned)| *planned == 20), "{told:?}");
 }
 
 #[test]
 fn a_plan_that_cannot_be_carried_out_is_wrong_usage() {
     let plan = format!("{}/unsound-plan.toml", env!("CARGO_TARGET_TMPDIR"));
     std::fs::write(&plan, "total = 5\n[[route]]\npath = 'index'\n").unwrap();
-    let output = drive(&["http://127.0.0.1:1/", "--plan", &plan]);
+    let output = leakline_drive(&["http://127.0.0.1:1/", "--plan", &plan]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("has to begin with /"));
-    assert_eq!(drive(&["https://127.0.0.1:1/"]).status.code(), Some(2));
+    assert_eq!(leakline_drive(&["https://127.0.0.1:1/"]).status.code(), Some(2));
 }
 
 /// The size of the object that [`serve_object`] has.
 const OBJECT: usize = 300_000;
 
-/// Answers every request with an object, or the part of it that was asked for, and says how the client left: 200 for
-/// "read it all", the bytes that could be sent otherwise.
+/// Answers every request with an object, or the part of it that was asked for. On `/confused` parts begin elsewhere than
+/// their headers say.
 fn serve_object(mut stream: TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
-    let mut range = None;
+    let (mut range, mut shift, mut has_body) = (None, 0, true);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? <= 2 {
@@ -94,6 +129,10 @@ fn serve_object(mut stream: TcpStream) -> std::io::Result<()> {
         if line.starts_with("GET / HTP") {
             return stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
         }
+        has_body &= !line.starts_with("HEAD ");
+        if line.starts_with("GET /confused ") {
+            shift = 1;
+        }
         if let Some(bytes) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
             let (from, to) = bytes.trim().split_once('-').unwrap();
             range = Some((from.parse::<usize>().unwrap(), to.parse::<usize>().unwrap()));
@@ -101,10 +140,14 @@ fn serve_object(mut stream: TcpStream) -> std::io::Result<()> {
     }
     let (status, from, to) = match range {
         Some((from, to)) => (format!("206 Partial\r\nContent-Range: bytes {from}-{to}/{OBJECT}"), from, to + 1),
-        None => ("200 OK".to_owned(), 0, OBJECT),
+        None => {
+            shift = 0;
+            ("200 OK".to_owned(), 0, OBJECT)
+        }
     };
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", to - from)?;
-    stream.write_all(&vec![7; to - from])
+    let byte = |at| ((at + shift) % 251) as u8;
+    stream.write_all(&if has_body { (from..to).map(byte).collect() } else { Vec::new() })
 }
 
 fn start_object() -> String {
@@ -122,7 +165,7 @@ fn start_object() -> String {
 fn clients_behave_as_they_are_told() {
     let url = start_object();
     let tally = |client: &str, total: &str| -> Value {
-        let output = drive(&[&url, "--route", "/object", "--client", client, "--total", total]);
+        let output = leakline_drive(&[&url, "--route", "/object", "--client", client, "--total", total]);
         assert!(output.status.success(), "{client}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -134,4 +177,24 @@ fn clients_behave_as_they_are_told() {
     assert_eq!(tally("slow=600000", "1")["body_bytes"], OBJECT);
     let ranges = tally("ranges=70000x4", "2");
     assert_eq!((&ranges["body_bytes"], &ranges["statuses"]["200"]), (&(2 * OBJECT).into(), &2.into()));
+    let head = leakline_drive(&[&url, "--route", "HEAD /object", "--total", "3"]);
+    let head: Value = serde_json::from_slice(&head.stdout).unwrap();
+    assert_eq!((&head["body_bytes"], &head["statuses"]["200"]), (&0.into(), &3.into()));
+}
+
+/// Parts that fit their headers may still be parts of something else.
+#[test]
+fn what_is_put_together_from_parts_is_what_is_read_at_once() {
+    let url = start_object();
+    for (path, wrong) in [("/object", 0), ("/confused", 2)] {
+        let plan = format!("{}/parts{}.toml", env!("CARGO_TARGET_TMPDIR"), path.replace('/', "-"));
+        let text = format!(
+            "total = 4\norder = 'in-turn'\n[[route]]\npath = '{path}'\n[[route]]\npath = '{path}'\n\
+             client = {{ ranges = {{ bytes = 70000, at_once = 4 }} }}"
+        );
+        std::fs::write(&plan, text).unwrap();
+        let tally: Value = serde_json::from_slice(&leakline_drive(&[&url, "--plan", &plan]).stdout).unwrap();
+        assert_eq!(tally["failures"]["wrong object"].as_u64().unwrap_or(0), wrong, "{path}: {tally:#}");
+        assert_eq!(tally["statuses"]["200"], 4 - wrong, "{path}: {tally:#}");
+    }
 }

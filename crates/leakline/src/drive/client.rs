@@ -1,6 +1,7 @@
 //! Turns one request into its outcome, as a client that behaves in a certain way, on a connection that it may keep.
-use std::{io, time::Duration};
+use std::{io, rc::Rc, time::Duration};
 
+use crc32fast::Hasher;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     Method, Response,
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Server, plan::Behaviour, ranges, schedule::Request};
+use super::{Server, objects::Objects, plan::Behaviour, ranges, schedule::Request};
 
 /// What an answer was.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +40,9 @@ pub enum Failure {
     Timeout,
     /// A part of an object was not what was asked for.
     WrongPart,
+    /// An object that was put together from its parts is another one than the last time, or than the one that was read
+    /// at once.
+    WrongObject,
 }
 
 impl Failure {
@@ -49,6 +53,7 @@ impl Failure {
             Failure::Broken => "broken",
             Failure::Timeout => "timeout",
             Failure::WrongPart => "wrong part",
+            Failure::WrongObject => "wrong object",
         }
     }
 }
@@ -58,6 +63,7 @@ pub struct Client {
     server: Server,
     keep_alive: bool,
     limit: Duration,
+    objects: Rc<Objects>,
     connection: Option<SendRequest<Empty<Bytes>>>,
 }
 
@@ -70,9 +76,10 @@ pub async fn connect(server: &Server) -> io::Result<TcpStream> {
 }
 
 impl Client {
-    /// A client without a connection yet; each request may take as long as `limit`.
-    pub fn new(server: Server, keep_alive: bool, limit: Duration) -> Client {
-        Client { server, keep_alive, limit, connection: None }
+    /// A client without a connection yet; each request may take as long as `limit`. What it downloads has to be what all
+    /// clients with these objects have got.
+    pub fn new(server: Server, keep_alive: bool, limit: Duration, objects: Rc<Objects>) -> Client {
+        Client { server, keep_alive, limit, objects, connection: None }
     }
 
     /// Asks, and treats the answer as this client does.
@@ -80,12 +87,12 @@ impl Client {
         let limit = self.limit;
         let behaviour = async {
             match request.client {
-                Behaviour::ReadAll => self.ask(&request.method, &request.path, &mut ReadAll).await,
+                Behaviour::ReadAll => self.read_all(request).await,
                 Behaviour::HangUp(bytes) => self.ask(&request.method, &request.path, &mut HangUp(bytes)).await,
                 Behaviour::Slow(bytes) => self.ask(&request.method, &request.path, &mut Slow::new(bytes)).await,
                 Behaviour::Malformed => malformed(&self.server).await,
                 Behaviour::Ranges { bytes, at_once } => {
-                    ranges::download(&self.server, &request.path, bytes, at_once).await
+                    ranges::download(&self.server, &request.path, bytes, at_once, &self.objects).await
                 }
             }
         };
@@ -95,6 +102,15 @@ impl Client {
                 self.connection = None;
                 Err(Failure::Timeout)
             }
+        }
+    }
+
+    async fn read_all(&mut self, request: &Request) -> Result<Answer, Failure> {
+        let mut reader = ReadAll { checksum: request.is_object.then(Hasher::new) };
+        let answer = self.ask(&request.method, &request.path, &mut reader).await?;
+        match reader.checksum {
+            Some(checksum) if answer.status == 200 => self.objects.compare(&request.path, checksum).map(|()| answer),
+            _ => Ok(answer),
         }
     }
 
@@ -134,7 +150,10 @@ impl Client {
         while !left {
             let Some(frame) = body.frame().await else { break };
             let frame = frame.map_err(|_| Failure::Broken)?;
-            body_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if let Some(data) = frame.data_ref() {
+                body_bytes += data.len() as u64;
+                reader.take(data);
+            }
             left = !reader.goes_on(body_bytes).await;
         }
         // Where the body ended with the last byte that was wanted, nobody left early.
@@ -157,13 +176,25 @@ pub(super) async fn open(server: &Server) -> Result<SendRequest<Empty<Bytes>>, F
 
 /// How a client reads a body.
 trait Reader {
+    /// Gets a piece of it.
+    fn take(&mut self, _data: &[u8]) {}
+
     /// Does it read on, having read so many bytes?
     async fn goes_on(&mut self, body_bytes: u64) -> bool;
 }
 
-struct ReadAll;
+struct ReadAll {
+    /// Of what was read, where somebody wants to know.
+    checksum: Option<Hasher>,
+}
 
 impl Reader for ReadAll {
+    fn take(&mut self, data: &[u8]) {
+        if let Some(checksum) = &mut self.checksum {
+            checksum.update(data);
+        }
+    }
+
     async fn goes_on(&mut self, _: u64) -> bool {
         true
     }

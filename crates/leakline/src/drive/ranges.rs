@@ -1,7 +1,9 @@
 //! Downloads one object as download accelerators do: a first GET, which is closed without reading its body, tells how
-//! long the object is; then several connections ask for its parts; each part is checked, and all of them together.
+//! long the object is; then several connections ask for its parts; each part is checked, and the object that they make
+//! together is compared with what other clients got.
 use std::{cell::Cell, rc::Rc};
 
+use crc32fast::Hasher;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, Response, StatusCode, body::Incoming, header};
 use tokio::task::spawn_local;
@@ -9,10 +11,20 @@ use tokio::task::spawn_local;
 use super::{
     Server,
     client::{Answer, Failure, open},
+    objects::Objects,
 };
 
+/// Where a part begins, and its checksum: parts arrive in any order, and nobody could keep an object of a gigabyte.
+type Part = (u64, Hasher);
+
 /// Downloads the object at `path` in parts of `bytes`, `at_once` of them at the same time.
-pub(super) async fn download(server: &Server, path: &str, bytes: u64, at_once: usize) -> Result<Answer, Failure> {
+pub(super) async fn download(
+    server: &Server,
+    path: &str,
+    bytes: u64,
+    at_once: usize,
+    objects: &Objects,
+) -> Result<Answer, Failure> {
     let first = get(server, path, None).await?;
     let status = first.status().as_u16();
     let length: u64 = number(&first, header::CONTENT_LENGTH, str::parse).ok_or(Failure::WrongPart)?;
@@ -23,25 +35,26 @@ pub(super) async fn download(server: &Server, path: &str, bytes: u64, at_once: u
     let connections: Vec<_> = (0..at_once)
         .map(|_| spawn_local(fetch_parts(server.clone(), path.to_owned(), bytes, length, next.clone())))
         .collect();
-    let mut body_bytes = 0;
+    let mut parts: Vec<Part> = Vec::new();
     for connection in connections {
-        body_bytes += connection.await.map_err(|_| Failure::Broken)??;
+        parts.extend(connection.await.map_err(|_| Failure::Broken)??);
     }
-    match body_bytes == length {
-        true => Ok(Answer { status, body_bytes, left: false }),
-        false => Err(Failure::WrongPart),
-    }
+    parts.sort_by_key(|part| part.0);
+    let mut object = Hasher::new();
+    parts.iter().for_each(|(_, part)| object.combine(part));
+    objects.compare(path, object)?;
+    Ok(Answer { status, body_bytes: length, left: false })
 }
 
-/// Asks for the next part that nobody has asked for, until there is none; returns the bytes it got.
+/// Asks for the next part that nobody has asked for, until there is none; returns what it got.
 async fn fetch_parts(
     server: Server,
     path: String,
     bytes: u64,
     length: u64,
     next: Rc<Cell<u64>>,
-) -> Result<u64, Failure> {
-    let mut got = 0;
+) -> Result<Vec<Part>, Failure> {
+    let mut got = Vec::new();
     loop {
         let from = next.get();
         if from >= length {
@@ -55,11 +68,18 @@ async fn fetch_parts(
         if part.status() != StatusCode::PARTIAL_CONTENT || range.as_deref() != Some(&expected) {
             return Err(Failure::WrongPart);
         }
-        let body = part.into_body().collect().await.map_err(|_| Failure::Broken)?.to_bytes();
-        if body.len() as u64 != to - from {
+        let (mut body, mut got_bytes, mut checksum) = (part.into_body(), 0, Hasher::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Failure::Broken)?;
+            if let Some(data) = frame.data_ref() {
+                got_bytes += data.len() as u64;
+                checksum.update(data);
+            }
+        }
+        if got_bytes != to - from {
             return Err(Failure::WrongPart);
         }
-        got += to - from;
+        got.push((from, checksum));
     }
 }
 

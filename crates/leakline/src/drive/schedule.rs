@@ -17,6 +17,8 @@ pub struct Request {
     pub path: String,
     /// What the client does with the answer.
     pub client: Behaviour,
+    /// The same path is also downloaded in parts, so what is read at once is worth comparing.
+    pub is_object: bool,
     /// When it is due, from the start; `None`: as soon as a connection is free.
     pub due: Option<Duration>,
 }
@@ -77,7 +79,11 @@ impl Iterator for Schedule {
         let due = self.rate.map(|rate| Duration::from_secs_f64(self.next as f64 / rate));
         self.next += 1;
         let path = self.routes[route].draw(&mut self.random);
-        Some(Request { route, method: self.methods[route].clone(), path, client: self.routes[route].client, due })
+        let (method, client) = (self.methods[route].clone(), self.routes[route].client);
+        let in_parts = |other: &Route| matches!(other.client, Behaviour::Ranges { .. });
+        let is_object = method == Method::GET
+            && self.routes.iter().any(|other| in_parts(other) && other.path == self.routes[route].path);
+        Some(Request { route, method, path, client, is_object, due })
     }
 }
 
@@ -104,6 +110,7 @@ mod tests {
         let requests: Vec<Request> = Schedule::new(&plan("random")).collect();
         assert_eq!(requests.len(), 4000);
         assert_eq!(requests, Schedule::new(&plan("random")).collect::<Vec<_>>());
+        assert_ne!(requests, Schedule::new(&Plan { seed: 2, ..plan("random") }).collect::<Vec<_>>());
         // Six sigmas of a binomial with n = 4000 and p = 3/4 are 164 requests; the seed is fixed.
         let first = requests.iter().filter(|request| request.route == 0).count();
         assert!(first.abs_diff(3000) < 164, "{first} of 4000");
