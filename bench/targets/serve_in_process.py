@@ -1,8 +1,8 @@
-"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref MODULE PATH TURNS`. As many requests warm up,
-and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
+"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref|uvicorn MODULE PATH TURNS`. As many
+requests warm up, and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
 
-Gunicorn's synchronous worker is the real one, with a pair of connected sockets for client and server; wsgiref's handler
-reads and writes memory.
+Gunicorn's synchronous worker and uvicorn's protocol on asyncio's loop are the real ones, with a pair of connected sockets
+for client and server; wsgiref's handler reads and writes memory.
 """
 
 import importlib
@@ -64,7 +64,41 @@ def wsgiref_server():
     return serve
 
 
-serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server}[name]()
+def uvicorn_server():
+    import asyncio
+
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    config = Config(app, http="httptools", lifespan="off", log_level="critical")
+    config.load()
+    loop = asyncio.new_event_loop()
+    client, server = socket.socketpair()
+    client.setblocking(False)
+
+    def protocol():
+        return config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
+
+    loop.run_until_complete(loop.connect_accepted_socket(protocol, server))
+
+    def serve(path):
+        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+        answer = b""
+        # Headers and body are sent one after the other.
+        while not answer.endswith((b"}", b"ok\n")):
+            # Told to stop before it runs, the loop takes one turn.
+            loop.stop()
+            loop.run_forever()
+            try:
+                answer += client.recv(65536)
+            except BlockingIOError:
+                pass
+        return answer
+
+    return serve
+
+
+serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server, "uvicorn": uvicorn_server}[name]()
 for turn in range(turns):
     assert b" 200 OK\r\n" in serve(path)[:20]
 os.getsid(0)
