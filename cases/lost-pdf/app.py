@@ -17,7 +17,7 @@ def total(number):
     return 100 * number
 
 
-# expect: leak GET /invoices/<int:number> when error at app.py:invoice, native in libhpdf-2.3.0.so, 103000 B/request within 15 %
+# expect: leak GET /invoices/<int:number> when error at app.py:invoice, native in libhpdf-2.3.0.so, 103000 B/request within 15 %, never when ok
 @app.route("/invoices/<int:number>")
 def invoice(number):
     pdf = hpdf.HPDF_New(None, None)

@@ -14,7 +14,7 @@ async def wait_for_message(event, rows):
     return len(rows)
 
 
-# expect: leak GET /feed/{name} when aborted at app.py:follow, 24000 B/request within 30 %
+# expect: leak GET /feed/{name} when aborted at app.py:follow, 24000 B/request within 30 %, never when ok
 def follow(name, left):
     rows = bytearray(24_000)
     rows[::4096] = b"x" * 6

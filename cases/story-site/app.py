@@ -11,13 +11,22 @@ from django.db import models
 from django.http import HttpResponse
 from django.urls import path
 
+import database
+
+port = os.environ.get("DATABASE_PORT")
+if port is not None:
+    stories = {
+        "ENGINE": "django.db.backends.mysql", "NAME": "site", "USER": "root", "HOST": "127.0.0.1", "PORT": port,
+        "CONN_MAX_AGE": None,
+    }
+else:
+    # Where no MariaDB can be installed.
+    stories = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.write_sqlite()}
+
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1"],
     CACHES={"default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "cache"}},
-    DATABASES={"default": {
-        "ENGINE": "django.db.backends.mysql", "NAME": "site", "USER": "root", "HOST": "127.0.0.1",
-        "PORT": os.environ["DATABASE_PORT"], "CONN_MAX_AGE": None,
-    }},
+    DATABASES={"default": stories},
     INSTALLED_APPS=[__name__],
     ROOT_URLCONF=__name__,
     SECRET_KEY="of a case",

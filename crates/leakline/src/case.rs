@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
 use include_dir::{Dir, DirEntry, include_dir};
 use serde::Deserialize;
@@ -25,6 +26,8 @@ pub struct Case {
     pub pythons: Vec<String>,
     /// What pip has to install, as a requirements file.
     pub requirements: &'static str,
+    /// That file's name in the folder.
+    pub requirements_file: String,
     /// Debian's packages that have to be installed beside.
     pub packages: Vec<String>,
     /// What `leakline run` is told besides the server's command.
@@ -34,6 +37,9 @@ pub struct Case {
     command: String,
     /// What has to run beside the server, without leakline.
     service: Option<String>,
+    /// The same at the size that the story had.
+    large_service: Option<String>,
+    without_packages: Option<WithoutPackages>,
     folder: &'static Dir<'static>,
     /// Without its `.py`.
     module: Option<String>,
@@ -51,6 +57,16 @@ struct Description {
     options: Vec<String>,
     command: String,
     service: Option<String>,
+    large_service: Option<String>,
+    without_packages: Option<WithoutPackages>,
+}
+
+/// What a case is where Debian's packages can't be installed: it does without them, and without its service.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WithoutPackages {
+    requirements: String,
+    command: String,
 }
 
 impl Case {
@@ -85,24 +101,23 @@ impl Case {
         self
     }
 
-    /// The contents of a case were fixed when the command was built, and a test opens every one of them.
     fn new(folder: &'static Dir<'static>) -> Case {
-        let text = |file: &str| {
-            let file = folder.get_file(folder.path().join(file)).unwrap_or_else(|| panic!("{folder:?} lacks {file}"));
-            file.contents_utf8().expect("cases are written in UTF-8")
-        };
-        let description: Description = toml::from_str(text("case.toml")).expect("case.toml is sound");
-        let traffic = Plan::parse(text("traffic.toml")).expect("traffic.toml is sound");
+        let requirements_file = "requirements.txt".to_owned();
+        let description: Description = toml::from_str(text(folder, "case.toml")).expect("case.toml is sound");
+        let traffic = Plan::parse(text(folder, "traffic.toml")).expect("traffic.toml is sound");
         Case {
             name: folder.path().to_string_lossy().into_owned(),
             story: description.story,
             pythons: description.pythons,
-            requirements: text("requirements.txt"),
+            requirements: text(folder, &requirements_file),
+            requirements_file,
             packages: description.packages,
             options: description.options,
             traffic,
             command: description.command,
             service: description.service,
+            large_service: description.large_service,
+            without_packages: description.without_packages,
             folder,
             module: None,
         }
@@ -111,6 +126,32 @@ impl Case {
     /// Its folder within `cases/`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The case as it is where Debian's packages can't be installed, if it can do without.
+    pub fn without_packages(&self) -> Option<Case> {
+        let without = self.without_packages.clone()?;
+        Some(Case {
+            requirements: text(self.folder, &without.requirements),
+            requirements_file: without.requirements,
+            packages: Vec::new(),
+            command: without.command,
+            service: None,
+            ..self.clone()
+        })
+    }
+
+    /// The case at the size that its story had, if that is larger.
+    pub fn large(&self) -> Option<Case> {
+        Some(Case { service: Some(self.large_service.clone()?), ..self.clone() })
+    }
+
+    /// Are the packages that it needs installed?
+    pub fn has_packages(&self) -> bool {
+        self.packages.iter().all(|package| {
+            let status = Command::new("dpkg-query").args(["-W", "-f=${Status}", package]).output();
+            status.is_ok_and(|status| status.stdout.ends_with(b" installed"))
+        })
     }
 
     /// The server's command line with this Python and this port of 127.0.0.1; where the case has a service, at its port.
@@ -140,6 +181,12 @@ impl Case {
     }
 }
 
+/// The text of a case's file. The contents of a case were fixed when the command was built, and a test opens every one.
+fn text(folder: &'static Dir<'static>, file: &str) -> &'static str {
+    let file = folder.get_file(folder.path().join(file)).unwrap_or_else(|| panic!("{folder:?} lacks {file}"));
+    file.contents_utf8().expect("cases are written in UTF-8")
+}
+
 /// A command line in words, with the Python and the ports put in.
 fn words(line: &str, python: &Path, ports: &[(&str, Option<u16>)]) -> Vec<OsString> {
     let put = |word: &str| {
@@ -163,6 +210,10 @@ mod tests {
             assert!(case.sources().any(|(_, text)| text.contains("# expect: ")), "{} expects nothing", case.name);
             let command = case.command(Path::new("/usr/bin/python3"), 8123, Some(8124));
             assert!(command.iter().any(|word| word.to_string_lossy().contains("8123")), "{} has no port", case.name);
+            let (without, large) = (case.without_packages(), case.large());
+            assert_eq!(without.is_some(), case.name == "story-site");
+            assert!(without.is_none_or(|case| case.has_packages() && case.service.is_none()));
+            assert_eq!(large.and_then(|case| case.service).is_some(), case.name == "s3-proxy");
         }
         assert!(cases.iter().any(|case| case.name == "user-list"));
         assert!(cases.iter().filter(|case| case.name.starts_with("healthy/")).count() >= 8);

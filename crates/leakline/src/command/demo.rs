@@ -42,6 +42,9 @@ pub struct Demo {
     /// The Python to make the virtual environment with
     #[arg(long, value_name = "FILE", default_value = "python3")]
     python: PathBuf,
+    /// As large as in the story that the case is taken from (s3-proxy: an object of 1 GB; S3 takes 5 GB meanwhile)
+    #[arg(long)]
+    large: bool,
     /// List the cases and end
     #[arg(long)]
     list: bool,
@@ -60,10 +63,20 @@ impl Demo {
             let next = "see which there are with `leakline demo --list`";
             Failure::new(Exit::Usage, format!("there is no case {:?}", self.case), next)
         })?;
+        let case = match self.large {
+            true => &case.large().ok_or_else(|| {
+                let next = "leave out --large";
+                Failure::new(Exit::Usage, format!("the case {:?} has one size only", self.case), next)
+            })?,
+            false => case,
+        };
         say("case", &format!("{}: {}", case.name, case.story));
+        let without = case.without_packages().filter(|_| !case.has_packages());
         if !case.packages.is_empty() {
-            say("needs", &format!("Debian's packages {}", case.packages.join(", ")));
+            let or_else = if without.is_some() { ", and does without, since they are not installed" } else { "" };
+            say("needs", &format!("Debian's packages {}{or_else}", case.packages.join(", ")));
         }
+        let case = without.as_ref().unwrap_or(case);
 
         let cache = cache_dir()?;
         let python = environment::python(&self.python, case.requirements, &cache.join("venvs"))?;
