@@ -432,7 +432,7 @@ def name_and_version(package):
     return package
 
 
-# Module name to what instruments it, and the modules that were.
+# Module name to all that instruments it, and the modules that were.
 INSTRUMENTS = {}
 INSTRUMENTED = set()
 # Called with the name of each module that is about to be imported, to install what depends on the server's options.
@@ -440,20 +440,28 @@ ANNOUNCE = []
 
 
 def install(instruments):
-    INSTRUMENTS.update(instruments)
+    for name, instrument_module in instruments.items():
+        INSTRUMENTS.setdefault(name, []).append(instrument_module)
+        if name in INSTRUMENTED:
+            apply(instrument_module, sys.modules[name])
     instrument_imported()
 
 
 def instrument_imported():
     for name in INSTRUMENTS:
         if name in sys.modules and name not in INSTRUMENTED:
-            instrument(sys.modules[name])
+            instrument(name, sys.modules[name])
 
 
-def instrument(module):
-    INSTRUMENTED.add(module.__name__)
+def instrument(name, module):
+    INSTRUMENTED.add(name)
+    for instrument_module in INSTRUMENTS[name]:
+        apply(instrument_module, module)
+
+
+def apply(instrument_module, module):
     try:
-        INSTRUMENTS[module.__name__](module)
+        instrument_module(module)
     except Exception as error:
         leave_alone(module.__name__, error)
 
@@ -491,7 +499,7 @@ def instrument_after_execution(name, loader):
         execute(module)
         # One loader may serve a whole archive, and so another module than the one that was asked for.
         if module.__name__ == name:
-            instrument(module)
+            instrument(name, module)
 
     try:
         own = vars(loader)

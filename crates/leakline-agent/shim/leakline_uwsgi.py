@@ -3,7 +3,8 @@
 The agent executes this text after `leakline_shim.py`, in a namespace of its own that holds `native`. uWSGI is written in
 C: it takes the application out of the module or the file that its options name, and calls it for ever after. So we are
 there when that module has been executed. An application that is an object is then given a `__call__` of ours by its
-class; a function is replaced in its module, before uWSGI takes it.
+class; a function is replaced in its module, before uWSGI takes it. Of several mounts uWSGI tells the last one only: what
+a framework has made is known by its class, wherever it is mounted.
 
 uWSGI swallows what goes wrong when it writes to a client, and asks for no more of the response.
 """
@@ -102,6 +103,23 @@ def observed(application):
         return served
 
 
+def instrument_framework(class_name):
+    def instrument(module):
+        kind = getattr(module, class_name)
+        call = kind.__call__
+
+        def __call__(self, environ, start_response):
+            def application(*arguments):
+                return whole(call(self, *arguments))
+
+            return native.serve_wsgi(application, bodies=(Body, Body))(environ, start_response)
+
+        __call__.__wrapped__ = call
+        native.replace(kind, "__call__", __call__)
+
+    return instrument
+
+
 def whole(response):
     """uWSGI, and nobody else, sends bytes as they are, and doesn't iterate over them."""
     return [response] if isinstance(response, bytes) else response
@@ -140,6 +158,15 @@ def observe_loaded():
 def come(_module=None):
     native.announce.append(announce)
     instrument_files(sys.modules["_frozen_importlib_external"])
+    native.install(
+        {
+            "flask.app": instrument_framework("Flask"),
+            "django.core.handlers.wsgi": instrument_framework("WSGIHandler"),
+            "pyramid.router": instrument_framework("Router"),
+            "bottle": instrument_framework("Bottle"),
+            "falcon.app": instrument_framework("App"),
+        }
+    )
     observe_loaded()
 
 

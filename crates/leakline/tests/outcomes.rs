@@ -39,6 +39,20 @@ enum Way {
 type Page = (&'static str, &'static str, u64);
 
 const FLASK: &[Page] = &[("/sell/{number}", "GET /sell/<int:number>", 250_000)];
+const THREADS: &[Page] =
+    &[("/pool/{number}", "GET /pool/<int:number>", 240_000), ("/thread/{number}", "GET /thread/<int:number>", 230_000)];
+const GREENLETS: &[Page] = &[
+    ("/pool/{number}", "GET /pool/<int:number>", 240_000),
+    ("/thread/{number}", "GET /thread/<int:number>", 230_000),
+    ("/greenlet/{number}", "GET /greenlet/<int:number>", 220_000),
+];
+const STARLETTE: &[Page] = &[
+    ("/sell/{number}", "GET /sell/{number}", 250_000),
+    ("/lend/{number}", "GET /lend/{number}", 240_000),
+    ("/pool/{number}", "GET /pool/{number}", 230_000),
+    ("/later/{number}", "GET /later/{number}", 220_000),
+    ("/branch/order/{number}", "GET /branch/order/{number}", 210_000),
+];
 const FASTAPI: &[Page] = &[
     ("/sell/{number}", "GET /sell/{number}", 250_000),
     ("/lend/{number}", "GET /lend/{number}", 240_000),
@@ -286,6 +300,43 @@ servers! {
     cherrypy ["3.11"] "cherrypy_shop.py {port}" CHERRYPY;
 }
 
+#[test]
+fn starlette() {
+    check(Way::Run, &["3.8", "3.11"], "-m uvicorn --port {port} --log-level critical starlette_shop:app", STARLETTE);
+}
+
+#[test]
+fn threads_that_requests_start() {
+    check(Way::Run, &["3.11"], "-m gunicorn --threads 4 --bind 127.0.0.1:{port} flask_shop:app", THREADS);
+}
+
+#[test]
+fn greenlets_that_requests_start() {
+    let arguments = "-m gunicorn --worker-class gevent --bind 127.0.0.1:{port} flask_shop:app";
+    check(Way::Run, &["3.11"], arguments, GREENLETS);
+}
+
+/// uWSGI tells of the last mount only. (It gives each an interpreter of its own, unless it is told not to.)
+#[test]
+fn uwsgi_with_two_mounts() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /one=flask_shop:app --mount /two=bottle_shop:app \
+                     --single-interpreter --manage-script-name --die-on-term";
+    let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
+    for path in ["/one/sell/{number}", "/two/sell/{number}"] {
+        server.drive_well(&plan(path, KEPT));
+    }
+    server.drive(&plan("/one/broken", BROKEN));
+    leave(&server, "/one/endless");
+    let report = report_after(&server, 2 * KEPT + BROKEN + 1, &[]);
+    for route in ["GET /one/sell/<int:number>", "GET /two/sell/<number:int>"] {
+        keeps(&report, route, [KEPT, 0, 0], 250_000);
+    }
+    assert_eq!(ended(&report, "GET /one/broken").0, [0, BROKEN, 0], "{report:#}");
+    assert_eq!(ended(&report, "GET /one/endless").0, [0, 0, 1], "{report:#}");
+    server.stop();
+}
+
 /// What a factory has made for uWSGI is known to uWSGI alone: who comes later does not see its requests.
 #[test]
 fn uwsgi_with_a_mounted_factory() {
@@ -313,15 +364,13 @@ fn flask_below_fastapi() {
 }
 
 /// What a page keeps in functions that are named by what its request then does, is known to be kept just then.
-fn check_phases(arguments: &str) {
+fn check_phases(arguments: &str, last: (&str, Phase)) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
     server.drive_well(&plan("/phases", KEPT));
     report_after(&server, KEPT, &[]);
     let workers = server.workers();
-    for (function, phase) in
-        [("keep_in_handler", Phase::Handler), ("keep_while_streaming", Phase::Streaming), ("keep_after", Phase::After)]
-    {
+    for (function, phase) in [("keep_in_handler", Phase::Handler), ("keep_while_streaming", Phase::Streaming), last] {
         let kept = workers.iter().flat_map(|worker| {
             let calls =
                 |stack: &StackId| worker.stacks[stack.0 as usize].iter().any(|frame| frame.function == function);
@@ -335,12 +384,25 @@ fn check_phases(arguments: &str) {
 
 #[test]
 fn phases_of_aiohttp() {
-    check_phases("aiohttp_shop.py {port}");
+    check_phases("aiohttp_shop.py {port}", ("keep_after", Phase::After));
 }
 
 #[test]
 fn phases_of_tornado() {
-    check_phases("tornado_shop.py {port}");
+    check_phases("tornado_shop.py {port}", ("keep_after", Phase::After));
+}
+
+#[test]
+fn phases_of_starlette() {
+    let arguments = "-m uvicorn --port {port} --log-level critical starlette_shop:app";
+    check_phases(arguments, ("keep_after", Phase::After));
+}
+
+#[test]
+fn phases_of_flask() {
+    for server in ["-m gunicorn --bind 127.0.0.1:{port}", "-m waitress --listen 127.0.0.1:{port}"] {
+        check_phases(&format!("{server} flask_shop:app"), ("keep_while_closing", Phase::Closing));
+    }
 }
 
 /// A worker has no clients, but tasks.

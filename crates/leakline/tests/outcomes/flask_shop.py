@@ -1,18 +1,73 @@
-"""A Flask shop that keeps everything that it has sold. Served by the server that is named on the
-command line, or imported by gunicorn."""
+"""A Flask shop that keeps something for each request of most of its pages: in the request's own thread or greenlet, in a
+pool of threads, in a thread and in a greenlet that the request starts. Served by the server that is named on the command
+line, or imported by gunicorn."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from flask import Flask, Response
 
 app = Flask(__name__)
 sold = []
+# Fewer threads than requests at a time: each works for many requests.
+threads = ThreadPoolExecutor(2)
+
+
+def keep(size):
+    sold.append(b"x" * size)
 
 
 @app.route("/sell/<int:number>")
 def sell(number):
-    sold.append(b"x" * 250_000)
+    keep(250_000)
     return "sold number %d" % number
+
+
+@app.route("/pool/<int:number>")
+def pool(number):
+    threads.submit(keep, 240_000).result()
+    return "pooled"
+
+
+@app.route("/thread/<int:number>")
+def thread(number):
+    worker = threading.Thread(target=keep, args=(230_000,))
+    worker.start()
+    worker.join()
+    return "done"
+
+
+@app.route("/greenlet/<int:number>")
+def greenlet(number):
+    import gevent
+
+    gevent.spawn(keep, 220_000).get()
+    return "done"
+
+
+def keep_in_handler():
+    keep(200_000)
+
+
+def keep_while_streaming():
+    keep(200_000)
+
+
+def keep_while_closing():
+    keep(200_000)
+
+
+@app.route("/phases")
+def phases():
+    def pieces():
+        keep_while_streaming()
+        yield b"all"
+
+    keep_in_handler()
+    response = Response(pieces())
+    response.call_on_close(keep_while_closing)
+    return response
 
 
 @app.route("/broken")
