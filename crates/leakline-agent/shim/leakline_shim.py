@@ -448,7 +448,8 @@ def install(instruments):
 
 
 def instrument_imported():
-    for name in INSTRUMENTS:
+    # What is instrumented may install more.
+    for name in list(INSTRUMENTS):
         if name in sys.modules and name not in INSTRUMENTED:
             instrument(name, sys.modules[name])
 
