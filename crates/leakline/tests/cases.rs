@@ -478,6 +478,7 @@ cases! {
     holder_bounded_cachetools "holders/bounded_cachetools"
     holder_bounded_deque "holders/bounded_deque"
     holder_bounded_django "holders/bounded_django"
+    holder_bounded_jinja "holders/bounded_jinja"
     holder_bounded_lru_cache "holders/bounded_lru_cache"
     holder_bounded_regexes "holders/bounded_regexes"
     holder_bounded_sqlalchemy "holders/bounded_sqlalchemy"
