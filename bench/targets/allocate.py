@@ -1,10 +1,9 @@
-"""Does hardly anything but allocate and free, in the ways Python programs do: `allocate.py TURNS`. As many turns warm up,
-and two system calls that nothing else makes mark for callgrind where the measured ones begin and end."""
+"""Does hardly anything but allocate and free, in the ways Python programs do: `allocate.py TURNS`."""
 
-import os
 import sys
 
 import ballast
+import counted
 
 
 class Point:
@@ -26,10 +25,4 @@ def work(turn):
     return len(by_name) + len(growing) + len(blocks)
 
 
-turns = int(sys.argv[1])
-for turn in range(turns):
-    work(turn)
-os.getsid(0)
-for turn in range(turns):
-    work(turn)
-os.getpgid(0)
+counted.run(work, int(sys.argv[1]))

@@ -1,5 +1,4 @@
-"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref|uvicorn MODULE PATH TURNS`. As many
-requests warm up, and two system calls that nothing else makes mark for callgrind where the measured ones begin and end.
+"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref|uvicorn MODULE PATH TURNS`.
 
 Gunicorn's synchronous worker and uvicorn's protocol on asyncio's loop are the real ones, with a pair of connected sockets
 for client and server; wsgiref's handler reads and writes memory.
@@ -12,6 +11,7 @@ import socket
 import sys
 
 import ballast
+import counted
 
 name, path, turns = sys.argv[1], sys.argv[3], int(sys.argv[4])
 app = importlib.import_module(sys.argv[2]).app
@@ -99,9 +99,5 @@ def uvicorn_server():
 
 
 serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server, "uvicorn": uvicorn_server}[name]()
-for turn in range(turns):
-    assert b" 200 OK\r\n" in serve(path)[:20]
-os.getsid(0)
-for turn in range(turns):
-    serve(path)
-os.getpgid(0)
+assert b" 200 OK\r\n" in serve(path)[:20]
+counted.run(lambda turn: serve(path), turns)
