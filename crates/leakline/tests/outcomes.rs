@@ -181,8 +181,8 @@ fn start(version: &str, arguments: &str, way: Way) -> Option<(Server, Vec<String
     }
 }
 
-/// Attaches to a server that has answered, until so many of its workers have answered again. A server whose main thread sleeps until a request comes lets
-/// the agent in with the first one that does, which is then not seen, or not whole.
+/// Attaches to a server that has answered, until so many of its workers have answered again. A server whose main thread
+/// sleeps until a request comes lets the agent in with the first one that does, which is then not seen, or not whole.
 fn attach(server: &Server, workers: usize) -> Vec<String> {
     // Once it answers, its worker is there.
     let wake = |requests| _ = server.drive(&plan("/nothing", requests));
