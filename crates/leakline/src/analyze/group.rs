@@ -86,7 +86,7 @@ pub fn groups(deposits: &Deposits) -> Vec<Group> {
 
 /// The groups that a deposit belongs to; `divided` are the routes whose requests have had several outcomes.
 fn keys(deposits: &Deposits, deposit: &Deposit, divided: &BTreeSet<RouteIndex>) -> Vec<Key> {
-    let mut pools = vec![Pool::Route];
+    let mut pools = vec![];
     if let Some(place) = deposit.place {
         pools.push(Pool::Function(place.function));
         pools.extend(place.site.map(|site| Pool::Site(place.function, site)));
@@ -98,8 +98,11 @@ fn keys(deposits: &Deposits, deposit: &Deposit, divided: &BTreeSet<RouteIndex>) 
             // It was some request's, and nobody knows which: no work outside of requests.
             return vec![];
         }
+        // Nor is all such work together looked at: what no function stands out in names nobody, and objects that only go
+        // with others' come from everywhere, as the contexts and connections of tasks that outlive their requests do.
         return pools.into_iter().map(|pool| Key { scope: Scope::Outside, pool, outcome: None }).collect();
     };
+    pools.push(Pool::Route);
     let mut keys = vec![];
     for pool in pools {
         keys.push(Key { scope: Scope::Route(route), pool, outcome: None });

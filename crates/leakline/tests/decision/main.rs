@@ -291,6 +291,26 @@ fn growth_outside_of_requests_is_found_without_a_route() {
     assert!(finding.routes.is_empty() && finding.rate.low < 5_000.0 && 5_000.0 < finding.rate.high, "{finding:?}");
 }
 
+/// What goes with objects that a request keeps, and was made before it began, comes from all over the server's own work:
+/// an accusation of that would name nobody.
+#[test]
+fn growth_outside_of_requests_that_no_function_stands_out_in_is_no_finding() {
+    let mut server = Server::new(2, 4.0 * KB);
+    let rows = server.line("views.py", 4, "");
+    let lines: Vec<_> = (0..20).map(|at| server.line(&format!("loop_{at}.py"), 8, "")).collect();
+    let route = server.route("GET /");
+    for _ in 0..2_000 {
+        server.serve(route, Outcome::Ok, |server| drop(server.allocate(rows, 8_000)));
+        for &line in &lines {
+            server.allocate(line, 12);
+        }
+    }
+    let analysis = analyze(server);
+    let [finding] = &analysis.findings[..] else { panic!("{analysis:?}") };
+    assert_eq!(finding.routes, ["GET /"]);
+    assert!(analysis.unattributed.live_bytes > 300.0 * KB, "{:?}", analysis.unattributed);
+}
+
 #[test]
 fn growth_that_no_collection_has_passed_over_is_reported_with_less_confidence() {
     let leak = |collects: bool| {
