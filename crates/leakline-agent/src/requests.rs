@@ -15,12 +15,14 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 static CURRENT: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// The same variable, as a thread finds it that may not hold the GIL.
 static CURRENT_BY_LOADS: OnceLock<Variable> = OnceLock::new();
-/// The integer 0, the value of the variable when the request has ended.
-static ZERO: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// By the slot of a handle: the context in which its request has ended and the server goes on, 0 for none. What is left in
 /// the variable there stands for no request, while contexts that were copied from it still work for the one that has
 /// ended. To set the variable anew would cost 1,800 instructions.
 static GOES_ON_IN: [AtomicUsize; IN_FLIGHT] = [const { AtomicUsize::new(0) }; IN_FLIGHT];
+/// The thread that sets the variable just now (its state), and the request on whose behalf. What that takes, an integer and
+/// nodes of the context's tree, lives as long as the context, and so as long as a task that outlives its request: it is
+/// the request's and not nobody's.
+static SETTING: (AtomicUsize, AtomicU64) = (AtomicUsize::new(0), AtomicU64::new(0));
 /// `gc.get_stats`.
 static COLLECTOR_STATS: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// When the process was last looked at, ns.
@@ -76,13 +78,12 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
     if !CURRENT.load(Ordering::Relaxed).is_null() {
         return Ok(());
     }
-    // SAFETY: the GIL is held. The three references are kept for good.
+    // SAFETY: the GIL is held. The two references are kept for good.
     unsafe {
         let variable = (api.context_var_new)(c"leakline_request".as_ptr(), std::ptr::null_mut());
-        let zero = (api.long_from)(0);
         let gc = (api.import)(c"gc".as_ptr());
         let stats = if gc.is_null() { gc } else { (api.get_attribute)(gc, c"get_stats".as_ptr()) };
-        if variable.is_null() || zero.is_null() || stats.is_null() {
+        if variable.is_null() || stats.is_null() {
             (api.err_clear)();
             return Err("this Python has no context variables or no collector");
         }
@@ -91,7 +92,6 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
             Variable::new(api, variable).ok_or("this Python's contexts are not laid out as its version says")?;
         _ = CURRENT_BY_LOADS.set(by_loads);
         CURRENT.store(variable, Ordering::Relaxed);
-        ZERO.store(zero, Ordering::Relaxed);
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
         response::prepare(api)
     }
@@ -162,6 +162,10 @@ pub(crate) unsafe fn current(api: &Api) -> u64 {
     }
     // SAFETY: the variable lives for good; its values are integers that only this file makes.
     unsafe {
+        let thread = (api.thread_state_unchecked)();
+        if SETTING.0.load(Ordering::Relaxed) == thread as usize {
+            return SETTING.1.load(Ordering::Relaxed);
+        }
         let mut value = std::ptr::null_mut();
         if (api.context_var_get)(variable, std::ptr::null_mut(), &mut value) != 0 || value.is_null() {
             return 0;
@@ -169,7 +173,7 @@ pub(crate) unsafe fn current(api: &Api) -> u64 {
         let handle = python::unsigned(value);
         // The context holds another reference, so this is never the last one.
         (api.decref)(value);
-        unless_ended_here(handle, (api.thread_state_unchecked)())
+        unless_ended_here(handle, thread)
     }
 }
 
@@ -194,17 +198,36 @@ fn goes_on_in(handle: u64) -> &'static AtomicUsize {
     &GOES_ON_IN[handle as usize % IN_FLIGHT]
 }
 
+/// Gives the variable a handle as its value in this thread's context, or 0. What that takes is on behalf of a request.
+/// Returns the integer that stands for the handle: a new reference, or null where there is no memory for one.
+///
 /// # Safety
 /// The GIL of the main interpreter is held, no exception is set.
-unsafe fn set_current(api: &Api, handle: Object) {
-    // SAFETY: the variable lives for good; the token is a new reference or null.
+unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) -> Object {
+    // SAFETY: the GIL is held, the variable lives for good; the token is a new reference or null. Should a collection run
+    // somebody's code meanwhile, which lets go of the GIL, then another thread's nodes may be nobody's or this request's.
     unsafe {
-        let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), handle);
-        if token.is_null() {
-            (api.err_clear)();
-        } else {
-            (api.decref)(token);
+        SETTING.1.store(on_behalf_of, Ordering::Relaxed);
+        SETTING.0.store((api.thread_state_unchecked)() as usize, Ordering::Relaxed);
+        let object = (api.long_from)(handle);
+        if !object.is_null() {
+            let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), object);
+            drop_reference(api, token);
         }
+        (api.err_clear)();
+        SETTING.0.store(0, Ordering::Relaxed);
+        object
+    }
+}
+
+/// Drops a new reference, if there is one.
+///
+/// # Safety
+/// The GIL is held.
+unsafe fn drop_reference(api: &Api, object: Object) {
+    if !object.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { (api.decref)(object) };
     }
 }
 
@@ -238,13 +261,12 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
                 }
             }
         }
-        let object = (api.long_from)(handle);
-        if handle != 0 && !object.is_null() {
-            goes_on_in(handle).store(0, Ordering::Relaxed);
-            set_current(api, object);
-            snapshot::listen();
+        if handle == 0 {
+            return (api.long_from)(0);
         }
-        object
+        goes_on_in(handle).store(0, Ordering::Relaxed);
+        snapshot::listen();
+        set_current(api, handle, handle)
     }
 }
 
@@ -262,7 +284,7 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
             if count > 2 {
                 goes_on_in(handle).store(python::context((api.thread_state_unchecked)()), Ordering::Relaxed);
             } else if current(api) == handle {
-                set_current(api, ZERO.load(Ordering::Relaxed));
+                drop_reference(api, set_current(api, 0, handle));
             }
             if now_ns.saturating_sub(LAST_TICK.load(Ordering::Relaxed)) >= TICK_NS {
                 LAST_TICK.store(now_ns, Ordering::Relaxed);
@@ -357,7 +379,8 @@ unsafe extern "C" fn resume(_module: Object, start: *const Object, count: isize)
     unsafe {
         if let Some([handle]) = arguments(start, count) {
             // The shim hands back an integer that this file made.
-            set_current(api, *handle);
+            let handle = python::unsigned(*handle);
+            drop_reference(api, set_current(api, handle, handle));
         }
         api.new_none()
     }

@@ -288,21 +288,27 @@ fn what_a_server_does_between_requests_is_no_requests() {
         assert_eq!(table.server, "gunicorn", "{python:?}");
         let requests: Vec<(&str, u64)> =
             table.routes.iter().map(|route| (&*route.name, route.record.requests[0])).collect();
-        assert_eq!(requests, [("", 0), ("GET /first", 1)], "{python:?}");
-        for (function, owner) in
-            [("request_keeps", OWNER_SETTLED), ("server_keeps", OWNER_NONE), ("task_keeps", OWNER_SETTLED)]
-        {
+        assert_eq!(requests, [("", 0), ("GET /first", 1), ("GET /task", 300)], "{python:?}");
+        // The last one is the shim's, which sets the variable.
+        for (function, owner) in [
+            ("request_keeps", OWNER_SETTLED),
+            ("server_keeps", OWNER_NONE),
+            ("task_keeps", OWNER_SETTLED),
+            ("pre_request", OWNER_SETTLED),
+        ] {
             let is_of_function = |sample: &&RawSample| {
                 let frames = sample.stack.map_or(&[][..], |stack| &table.stacks[stack as usize]);
                 frames
                     .iter()
                     .filter_map(|frame| frame.python())
-                    .any(|(code, _)| table.codes[code as usize].function == function)
+                    .any(|(code, _)| table.codes[code as usize].function.ends_with(function))
             };
             let blocks: Vec<u8> =
                 table.samples.iter().filter(is_of_function).map(|sample| sample.record.owner).collect();
             assert!(blocks.len() >= 300, "{python:?}: {function} keeps 300 blocks, {} were seen", blocks.len());
-            assert!(blocks.iter().all(|found| *found == owner), "{python:?}: {function} {blocks:?}");
+            // What CPython makes for a function that it runs for the first time is nobody's.
+            let others = blocks.iter().filter(|found| **found != owner).count();
+            assert!(others <= usize::from(function == "pre_request") * 10, "{python:?}: {function} {blocks:?}");
         }
     }
 }

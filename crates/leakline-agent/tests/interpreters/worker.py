@@ -106,6 +106,12 @@ assert Body.closed == 1
 kept.append(server_keeps())
 kept.append(environ["task"].run(task_keeps))
 
+# Contexts that outlive their request, as those of tasks do, hold what it takes to tell the request.
+for _ in range(COUNT):
+    context = contextvars.Context()
+    context.run(worker.serve, "/task", {"wsgi.file_wrapper": FileWrapper, "body": [b"x"]})
+    kept.append(context)
+
 # A file wrapper goes back as it is, and what has no `close` is closed without one.
 wrapper = FileWrapper()
 assert worker.wsgi({"wsgi.file_wrapper": FileWrapper, "body": wrapper}, None) is wrapper
