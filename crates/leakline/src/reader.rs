@@ -11,8 +11,8 @@ use leakline_table::layout::{
 use leakline_table::reader::{self, Code, Module, RawFrame, RawRoute, RawSample, Refusal, Snapshot};
 
 use crate::analyze::evidence::{
-    Exchanged, Frame, FullCollection, InFlight, Loss, NativeFrame, Outcome, Owner, Passed, Peak, Peer, Phase, Role,
-    Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
+    Exchange, Exchanged, Frame, FullCollection, InFlight, Loss, NativeFrame, Outcome, Owner, Passed, Peak, Peer, Phase,
+    Role, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
 };
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
@@ -277,11 +277,13 @@ fn exchanged(record: &SocketRecord, peer: &reader::Peer) -> Exchanged {
             reader::Peer::At(address) => Peer::At(printable(address)),
             reader::Peer::Other => Peer::Other,
         },
-        requests: count(record.requests),
-        read: passed(0),
-        written: passed(1),
-        read_after_client_left: count(record.read_after_client_left),
-        most_after_client_left: count(record.most_after_client_left),
+        sum: Exchange {
+            requests: count(record.requests),
+            read: passed(0),
+            written: passed(1),
+            read_after_client_left: count(record.read_after_client_left),
+            most_after_client_left: count(record.most_after_client_left),
+        },
     }
 }
 

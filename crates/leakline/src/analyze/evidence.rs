@@ -215,15 +215,9 @@ pub struct Passed {
     pub requests: [u64; 32],
 }
 
-/// What the requests of one route and outcome exchanged with one peer; counted, not sampled.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exchanged {
-    /// Their route.
-    pub route: RouteId,
-    /// How they ended.
-    pub outcome: Outcome,
-    /// With whom.
-    pub peer: Peer,
+/// What some requests exchanged with one peer; counted, not sampled.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Exchange {
     /// Requests that exchanged anything with it.
     pub requests: u64,
     /// From it.
@@ -234,6 +228,19 @@ pub struct Exchanged {
     pub read_after_client_left: u64,
     /// The same of the request that read most.
     pub most_after_client_left: u64,
+}
+
+/// What the requests of one route and outcome exchanged with one peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchanged {
+    /// Their route.
+    pub route: RouteId,
+    /// How they ended.
+    pub outcome: Outcome,
+    /// With whom.
+    pub peer: Peer,
+    /// What they did.
+    pub sum: Exchange,
 }
 
 /// A run of the cyclic collector over all generations.

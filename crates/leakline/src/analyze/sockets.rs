@@ -1,24 +1,17 @@
 //! Sums what requests exchanged over sockets, by peer, and says what is usual: an unusual request beside the route's
 //! others is what a reader wants to see.
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
-use super::evidence::{Evidence, Exchanged, Outcome, Passed, Peer};
+use super::evidence::{Evidence, Exchange, Exchanged, Outcome, Passed, Peer};
 
 /// What some requests exchanged with one peer, over all workers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SocketTotals {
     /// With whom.
     pub peer: Peer,
-    /// Requests that exchanged anything with it.
-    pub requests: u64,
-    /// From it.
-    pub read: Passed,
-    /// To it.
-    pub written: Passed,
-    /// Of the bytes read: those that were read after the request's client had left.
-    pub read_after_client_left: u64,
-    /// The same of the request that read most.
-    pub most_after_client_left: u64,
+    /// What they did.
+    pub sum: Exchange,
     /// Half of the requests that these are compared with read less; 0 where half read nothing.
     pub usual_read: u64,
     /// Half of them wrote less; 0 where half wrote nothing.
@@ -33,41 +26,25 @@ pub fn exchanged(
     outcomes: &[Outcome],
     compared: &[Outcome],
 ) -> Vec<SocketTotals> {
-    let mut peers: BTreeMap<&Peer, SocketTotals> = BTreeMap::new();
+    let mut peers: BTreeMap<&Peer, Exchange> = BTreeMap::new();
     for exchanged in of_routes(evidence, routes, outcomes) {
-        let totals = peers.entry(&exchanged.peer).or_insert_with(|| SocketTotals {
-            peer: exchanged.peer.clone(),
-            requests: 0,
-            read: Passed::default(),
-            written: Passed::default(),
-            read_after_client_left: 0,
-            most_after_client_left: 0,
-            usual_read: 0,
-            usual_written: 0,
-        });
-        if exchanged.read.most > totals.read.most {
-            totals.most_after_client_left = exchanged.most_after_client_left;
-        }
-        totals.requests = totals.requests.saturating_add(exchanged.requests);
-        totals.read_after_client_left = totals.read_after_client_left.saturating_add(exchanged.read_after_client_left);
-        totals.read.add(&exchanged.read);
-        totals.written.add(&exchanged.written);
+        *peers.entry(&exchanged.peer).or_default() += exchanged.sum;
     }
     let of_route = |worker: &'_ super::evidence::Worker| -> u64 {
         let known = worker.routes.iter().filter(|route| routes.contains(&route.name));
         known.flat_map(|route| compared.iter().map(|&outcome| route.served[outcome as usize].requests)).sum()
     };
     let requests: u64 = evidence.workers.iter().map(of_route).sum();
-    for totals in peers.values_mut() {
-        let (mut read, mut written) = (Passed::default(), Passed::default());
-        for exchanged in of_routes(evidence, routes, compared).filter(|exchanged| exchanged.peer == totals.peer) {
-            read.add(&exchanged.read);
-            written.add(&exchanged.written);
-        }
-        (totals.usual_read, totals.usual_written) = (read.usual(requests), written.usual(requests));
-    }
-    let mut totals: Vec<SocketTotals> = peers.into_values().collect();
-    totals.sort_by_key(|totals| std::cmp::Reverse(totals.read.bytes));
+    let beside_usual = |(peer, sum): (&Peer, Exchange)| {
+        let mut all = Exchange::default();
+        of_routes(evidence, routes, compared)
+            .filter(|exchanged| exchanged.peer == *peer)
+            .for_each(|exchanged| all += exchanged.sum);
+        let (usual_read, usual_written) = (all.read.usual(requests), all.written.usual(requests));
+        SocketTotals { peer: peer.clone(), sum, usual_read, usual_written }
+    };
+    let mut totals: Vec<SocketTotals> = peers.into_iter().map(beside_usual).collect();
+    totals.sort_by_key(|totals| std::cmp::Reverse(totals.sum.read.bytes));
     totals
 }
 
@@ -84,13 +61,27 @@ fn of_routes<'a>(
     })
 }
 
-impl Passed {
-    fn add(&mut self, other: &Passed) {
+impl AddAssign for Exchange {
+    fn add_assign(&mut self, other: Self) {
+        if other.read.most > self.read.most {
+            self.most_after_client_left = other.most_after_client_left;
+        }
+        self.requests = self.requests.saturating_add(other.requests);
+        self.read_after_client_left = self.read_after_client_left.saturating_add(other.read_after_client_left);
+        self.read += other.read;
+        self.written += other.written;
+    }
+}
+
+impl AddAssign for Passed {
+    fn add_assign(&mut self, other: Self) {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.most = self.most.max(other.most);
         self.requests.iter_mut().zip(other.requests).for_each(|(sum, count)| *sum = sum.saturating_add(count));
     }
+}
 
+impl Passed {
     /// Half of so many requests had fewer bytes; those that are not in the histogram had none.
     fn usual(&self, requests: u64) -> u64 {
         let above =
@@ -117,11 +108,13 @@ mod tests {
             route: RouteId(0),
             outcome,
             peer: Peer::At("127.0.0.1:3306".to_owned()),
-            requests: sizes.len() as u64,
-            read,
-            written: Passed::default(),
-            read_after_client_left: after_client_left,
-            most_after_client_left: after_client_left,
+            sum: Exchange {
+                requests: sizes.len() as u64,
+                read,
+                written: Passed::default(),
+                read_after_client_left: after_client_left,
+                most_after_client_left: after_client_left,
+            },
         }
     }
 
@@ -142,8 +135,9 @@ mod tests {
         let [totals] = &exchanged(&evidence(12), &["GET /".to_owned()], &[Outcome::Aborted], &others)[..] else {
             panic!("one peer");
         };
-        assert_eq!((totals.requests, totals.read.bytes, totals.read.most), (2, 183_000_000, 91_500_000));
-        assert_eq!((totals.read_after_client_left, totals.most_after_client_left), (180_000_000, 90_000_000));
+        let sum = totals.sum;
+        assert_eq!((sum.requests, sum.read.bytes, sum.read.most), (2, 183_000_000, 91_500_000));
+        assert_eq!((sum.read_after_client_left, sum.most_after_client_left), (180_000_000, 90_000_000));
         // 12,000 lies below 2^14.
         assert_eq!((totals.usual_read, totals.usual_written), (16_384, 0));
     }

@@ -614,19 +614,20 @@ fn reached(reached: &Reached) -> Compared {
 }
 
 fn socket(totals: &SocketTotals) -> Socket {
+    let sum = &totals.sum;
     Socket {
         peer: match &totals.peer {
             Peer::At(address) => address.clone(),
             Peer::Other => "other".to_owned(),
             Peer::Client => "client".to_owned(),
         },
-        requests: totals.requests,
-        bytes_read: totals.read.bytes,
-        after_client_left: totals.read_after_client_left,
-        bytes_written: totals.written.bytes,
-        most_read: totals.read.most,
-        most_after_client_left: totals.most_after_client_left,
-        most_written: totals.written.most,
+        requests: sum.requests,
+        bytes_read: sum.read.bytes,
+        after_client_left: sum.read_after_client_left,
+        bytes_written: sum.written.bytes,
+        most_read: sum.read.most,
+        most_after_client_left: sum.most_after_client_left,
+        most_written: sum.written.most,
         usual_read: totals.usual_read,
         usual_written: totals.usual_written,
     }
