@@ -64,6 +64,11 @@ def replace(owner, name, ours):
     put(owner, name, ours)
 
 
+def has_replaced(owner):
+    """Something of its."""
+    return any(known is owner for known, *_ in REPLACED)
+
+
 def held(owner, name):
     if isinstance(owner, type):
         return vars(owner).get(name, NOTHING)
@@ -100,8 +105,23 @@ def reinstate():
             put(owner, name, ours)
     sys.meta_path.insert(0, FINDER)
     instrument_imported()
+    for observe in AT_WORK:
+        try:
+            observe()
+        except Exception as error:
+            leave_alone(observe.__module__, error)
     if served_by:
         native.server(served_by[0])
+
+
+# What looks for those that are at work already, when we come, and when we come again: a worker may have been forked, or
+# may have made something of its own, while nobody was looking.
+AT_WORK = []
+
+
+def at_work(observe):
+    AT_WORK.append(observe)
+    observe()
 
 
 # The server's name, as soon as it is known.
@@ -340,10 +360,14 @@ def instrument_gunicorn(module):
         observe(self)
 
     replace(worker_class, "load_wsgi", load_wsgi)
-    worker = running(worker_class)
-    if getattr(worker, "wsgi", None) is not None:
-        observe(worker)
-    elif worker is not None:
+
+    def observe_running():
+        worker = running(worker_class)
+        if worker is None or has_replaced(worker):
+            return
+        if getattr(worker, "wsgi", None) is not None:
+            observe(worker)
+            return
         # It is in the middle of the original `load_wsgi`.
         run = worker.run
 
@@ -352,6 +376,8 @@ def instrument_gunicorn(module):
             run()
 
         replace(worker, "run", observed_run)
+
+    at_work(observe_running)
 
 
 def client_is_gone(error):
@@ -528,8 +554,10 @@ install(
 )
 native.install = install
 native.replace = replace
+native.has_replaced = has_replaced
 native.withdraw = withdraw
 native.reinstate = reinstate
+native.at_work = at_work
 native.instrument_application = server
 native.name_server = name_server
 native.serve_wsgi = instrumented

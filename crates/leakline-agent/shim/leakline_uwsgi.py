@@ -141,16 +141,30 @@ def stand_in(*arguments, served):
     return served(*arguments)
 
 
+# Where each keeps what serves as a WSGI application.
+FRAMEWORKS = {
+    "flask.app": "Flask",
+    "django.core.handlers.wsgi": "WSGIHandler",
+    "pyramid.router": "Router",
+    "bottle": "Bottle",
+    "falcon.app": "App",
+}
+
+
 def observe_loaded():
     """What uWSGI has taken already can be observed by its class, or by the code of a function. What a factory has made for
-    it nobody else knows."""
+    it nobody else knows: a framework's application is known by its class, another is not."""
     modules = dict(named())
     for name, module in list(sys.modules.items()):
         application = usual() if name.startswith("uwsgi_file_") else modules.get(name)
         if application is not None:
             native.name_server("uwsgi")
+            if application.endswith("()") and any(framework in sys.modules for framework in FRAMEWORKS):
+                continue
             taken = vars(module).get(application)
             is_function = isinstance(taken, type(stand_in))
+            if native.has_replaced(taken if is_function else type(taken)):
+                continue
             if taken is None or not (take_over(taken) if is_function else observed(taken) is taken):
                 native.failed()
 
@@ -158,16 +172,8 @@ def observe_loaded():
 def come(_module=None):
     native.announce.append(announce)
     instrument_files(sys.modules["_frozen_importlib_external"])
-    native.install(
-        {
-            "flask.app": instrument_framework("Flask"),
-            "django.core.handlers.wsgi": instrument_framework("WSGIHandler"),
-            "pyramid.router": instrument_framework("Router"),
-            "bottle": instrument_framework("Bottle"),
-            "falcon.app": instrument_framework("App"),
-        }
-    )
-    observe_loaded()
+    native.install({module: instrument_framework(name) for module, name in FRAMEWORKS.items()})
+    native.at_work(observe_loaded)
 
 
 # The program of this name, or the module by which a Python becomes that program. Python may be in the midst of importing

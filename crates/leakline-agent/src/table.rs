@@ -46,6 +46,7 @@ pub(crate) fn is_ours() -> bool {
 /// In a forked child: the mappings were not inherited.
 pub(crate) fn forget() {
     OWNER.store(0, Ordering::Relaxed);
+    MAPPED.iter().for_each(|(start, _)| start.store(0, Ordering::Relaxed));
 }
 
 /// Where the table of a process lies that started at so many clock ticks.
@@ -113,6 +114,7 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
     let mut path = path(config.tables, pid, start_ticks);
     let path = path.c_str().ok_or(Failure { what: "the folder's name is too long", errno: 0 })?;
 
+    give_back();
     let file = map_file(path, bytes)?;
     let private = map(-1, Writer::private_bytes(bytes))?;
     let mapped = [(file.as_ptr() as usize, file.len()), (private.as_ptr() as usize, private.len())];
@@ -142,17 +144,22 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends the recording and gives the table's memory back. The file stays as it is.
+/// Ends the recording. The file stays as it is, and its mapping until it is given back: a table whose every page was
+/// written to takes the kernel 2 ms, and for this call the server stands still.
 pub(crate) fn close(recorder: &mut Recorder) {
     recorder.close();
+    OWNER.store(0, Ordering::Relaxed);
+}
+
+/// Gives back the memory of a table that was closed, if there is one.
+pub(crate) fn give_back() {
     for (start, bytes) in &MAPPED {
         let start = start.swap(0, Ordering::Relaxed);
-        if start != 0 && exists() {
+        if start != 0 {
             // SAFETY: a mapping that `create` made; the writer that was its only user is gone.
             unsafe { native::unmap(start, bytes.load(Ordering::Relaxed)) };
         }
     }
-    forget();
 }
 
 /// A new file of that many bytes, mapped. All of its blocks are reserved first: writing to a mapped hole on a full disk

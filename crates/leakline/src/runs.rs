@@ -25,7 +25,7 @@ use crate::target::process::{self, Identity};
 mod upkeep;
 mod watch;
 
-pub use watch::Watch;
+pub use watch::{Watch, look};
 
 const RECORD: &str = "run.json";
 /// No command line is longer, bytes. (`ARG_MAX` is 2 MiB; JSON may write a byte in six.)

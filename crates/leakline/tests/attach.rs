@@ -5,7 +5,7 @@ mod harness;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use leakline::drive::plan::Plan;
 use leakline::target::process::descendants;
 use leakline_table::layout::{FLAG_SMALL, Loss, SampleRecord};
 use leakline_table::reader::Snapshot;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// A busy machine makes the sampler coarser, so servers don't run side by side.
@@ -223,6 +224,49 @@ fn attaching_for_a_while_ends_with_the_report() {
     named(&serde_json::from_slice(&output.stdout).unwrap(), &USER_LIST);
     // It has left.
     assert_eq!(server.leakline(&["detach", &pid]).status.code(), Some(9));
+}
+
+/// By a report that was asked of it, or by `--for`, which looks all the while.
+#[test]
+fn a_process_that_is_killed_is_known_as_it_was_seen_last() {
+    let script = "held = b'x' * 30_000_000\nprint('ready')\nimport time\nwhile True: time.sleep(0.05)";
+    let knows = |output: &Output| {
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)));
+        assert_eq!(report["target"]["workers"][0]["alive"], false, "{report:#}");
+        let used = report["rss"]["ledger"]["native_used"].as_u64();
+        assert!(used.is_some_and(|used| used >= 30_000_000), "{report:#}");
+    };
+    let start = || Victim::python(&python(), script, &[]);
+    let kill = |mut victim: Victim| {
+        victim.signal(Signal::SIGKILL);
+        victim.0.wait().unwrap();
+    };
+
+    let tables = harness::folder("killed");
+    let victim = start();
+    let pid = victim.pid().to_string();
+    assert!(leakline(&tables, &["attach", &pid]).status.success());
+    assert!(leakline(&tables, &["report", "--no-snapshot", &pid]).status.success());
+    kill(victim);
+    knows(&leakline(&tables, &["--json", "report", &pid]));
+
+    let victim = start();
+    let pid = victim.pid().to_string();
+    std::thread::scope(|scope| {
+        let attached = scope.spawn(|| leakline(&tables, &["--json", "attach", "--for", "1m", &pid]));
+        let seen = |run: PathBuf| {
+            let mut files = std::fs::read_dir(run).into_iter().flatten().flatten();
+            files.any(|file| file.file_name().to_string_lossy().ends_with(".look"))
+        };
+        let runs = || std::fs::read_dir(tables.join("runs")).unwrap().flatten().map(|entry| entry.path());
+        while runs().filter(|run| seen(run.clone())).count() < 2 {
+            assert!(!attached.is_finished(), "it did not look");
+            sleep(Duration::from_millis(50));
+        }
+        kill(victim);
+        knows(&attached.join().unwrap());
+    });
+    std::fs::remove_dir_all(tables).unwrap();
 }
 
 /// Runs a command so that it sees an empty folder where the tests have theirs, but for the folders in it; and so on, as

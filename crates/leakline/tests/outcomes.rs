@@ -175,7 +175,16 @@ fn start(version: &str, arguments: &str, way: Way) -> Option<(Server, Vec<String
         }
         Way::Attach => {
             let server = Server::start_alone(&command, &applications(), port);
-            let waking = attach(&server, if arguments.contains("--processes 2") { 2 } else { 1 });
+            let workers = if ["--processes 2", "prefork"].iter().any(|two| arguments.contains(two)) { 2 } else { 1 };
+            let waking = match arguments.starts_with("celery") {
+                true => attach(&server, workers, |server| order(server, b"n")),
+                // Once it answers, its worker is there.
+                false => {
+                    let wake = |server: &Server| _ = server.drive(&plan("/nothing", 10));
+                    wake(&server);
+                    attach(&server, workers, wake)
+                }
+            };
             Some((server, waking))
         }
     }
@@ -183,16 +192,13 @@ fn start(version: &str, arguments: &str, way: Way) -> Option<(Server, Vec<String
 
 /// Attaches to a server that has answered, until so many of its workers have answered again. A server whose main thread
 /// sleeps until a request comes lets the agent in with the first one that does, which is then not seen, or not whole.
-fn attach(server: &Server, workers: usize) -> Vec<String> {
-    // Once it answers, its worker is there.
-    let wake = |requests| _ = server.drive(&plan("/nothing", requests));
-    wake(1);
+fn attach(server: &Server, workers: usize, wake: impl Fn(&Server)) -> Vec<String> {
     let pid = server.launcher().to_string();
     let attached = server.leakline(&["attach", DENSE[0], DENSE[1], &pid]);
     assert!(attached.status.success(), "{attached:?}\n{}", server.log());
     let patience = Instant::now() + Duration::from_secs(60);
     loop {
-        wake(10);
+        wake(server);
         let report = server.leakline(&["report", "--json", &pid]);
         let report: Value = serde_json::from_slice(&report.stdout).unwrap_or_default();
         let waking: Vec<String> = report["routes"].as_array().into_iter().flatten().map(name).collect();
@@ -337,30 +343,59 @@ fn uwsgi_with_two_mounts() {
     server.stop();
 }
 
-/// What a factory has made for uWSGI is known to uWSGI alone: who comes later does not see its requests.
 #[test]
 fn uwsgi_with_a_mounted_factory() {
     let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /=plain_shop:make() --die-on-term";
     check(Way::Run, &["3.11"], arguments, PLAIN);
 }
 
-/// The bridge between the two does not hear of clients that leave, so nobody does here.
+/// A function that a factory has made for uWSGI is known to uWSGI alone: who comes later does not see its requests, and
+/// says so. A framework's application is known by its class.
 #[test]
-fn flask_below_fastapi() {
+fn attached_to_uwsgi_with_a_mounted_factory() {
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /={shop}:make() --die-on-term";
+    for (shop, is_seen) in [("flask_shop", true), ("plain_shop", false)] {
+        let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some((command, port)) = command("3.11", &arguments.replace("{shop}", shop)) else { return };
+        let server = Server::start_alone(&command, &applications(), port);
+        server.drive_well(&plan("/sell/1", 1));
+        let attached = server.leakline(&["attach", &server.launcher().to_string()]);
+        assert!(attached.status.success(), "{attached:?}\n{}", server.log());
+        server.drive_well(&plan("/sell/1", 10));
+        let report = server.report();
+        // The first one may be what lets the agent in.
+        let seen = report["window"]["requests"].as_u64().is_some_and(|requests| requests >= 9);
+        let failures = report["evidence"]["lost"]["shim_failures"].as_u64();
+        assert_eq!((seen, failures), (is_seen, (!is_seen).then_some(1)), "{shop}: {report:#}");
+    }
+}
+
+/// The bridge between the two does not hear of clients that leave, so nobody does here.
+fn check_nested(way: Way) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let arguments = "-m uvicorn --port {port} --log-level critical nested_shop:app";
-    let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
+    let Some((server, waking)) = start("3.11", arguments, way) else { return };
     for (path, _, _) in NESTED {
         server.drive_well(&plan(path, KEPT));
     }
     let broken = server.drive(&plan("/broken", BROKEN)).sum();
     assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
-    let report = report_after(&server, 2 * KEPT + BROKEN, &[]);
+    let report = report_after(&server, 2 * KEPT + BROKEN, &waking);
     for (_, route, bytes) in NESTED {
         keeps(&report, route, [KEPT, 0, 0], *bytes);
     }
     assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
     server.stop();
+}
+
+#[test]
+fn flask_below_fastapi() {
+    check_nested(Way::Run);
+}
+
+#[test]
+fn attached_to_flask_below_fastapi() {
+    check_nested(Way::Attach);
 }
 
 /// What a page keeps in functions that are named by what its request then does, is known to be kept just then.
@@ -405,23 +440,33 @@ fn phases_of_flask() {
     }
 }
 
-/// A worker has no clients, but tasks.
-fn check_tasks(pool: &str) {
+/// Tells the shop which tasks it is to send itself.
+fn order(server: &Server, letter: &[u8]) {
+    TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).unwrap().write_all(letter).unwrap();
+}
+
+/// A worker has no clients, but tasks. (It is not asked to end: it would take seconds.)
+fn check_tasks(way: Way, pool: &str) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Some((server, _)) = start("3.11", &format!("celery_shop.py {pool} {{port}}"), Way::Run) else { return };
-    let report = report_after(&server, 2 * KEPT + BROKEN, &[]);
+    let Some((server, waking)) = start("3.11", &format!("celery_shop.py {pool} {{port}}"), way) else { return };
+    order(&server, b"o");
+    let report = report_after(&server, 2 * KEPT + BROKEN, &waking);
     keeps(&report, "TASK shop.sell", [KEPT, 0, 0], 250_000);
     keeps(&report, "TASK shop.bundle", [KEPT, 0, 0], 240_000);
     assert_eq!(ended(&report, "TASK shop.broken").0, [0, BROKEN, 0], "{report:#}");
-    server.stop();
 }
 
 #[test]
 fn celery_in_one_process() {
-    check_tasks("solo");
+    check_tasks(Way::Run, "solo");
 }
 
 #[test]
 fn celery_with_children() {
-    check_tasks("prefork");
+    check_tasks(Way::Run, "prefork");
+}
+
+#[test]
+fn attached_to_celery_with_children() {
+    check_tasks(Way::Attach, "prefork");
 }

@@ -424,6 +424,18 @@ class Installing(Scratch):
         self.assertIsNot(worker.wsgi, answer)
         self.assertEqual((native.name, namespace["failed"]), ("gunicorn", {}))
 
+        # One that was started while nobody was looking.
+        native.withdraw()
+        worker = SyncWorker()
+        for _ in range(2):
+            worker.run(native.reinstate)
+            observed = worker.wsgi
+            self.assertIsNot(observed, answer)
+            native.withdraw()
+            self.assertIs(worker.wsgi, answer)
+        worker.run(native.reinstate)
+        self.assertEqual((worker.wsgi, namespace["failed"]), (observed, {}))
+
     def test_a_module_that_looks_different_stays_as_it_is(self):
         with tempfile.TemporaryDirectory() as folder:
             package = os.path.join(folder, "waitress")

@@ -61,6 +61,7 @@ extern "C" fn remove(_: *mut c_void) -> c_int {
             hooks::python::remove(api);
             requests::withdraw(api);
         }
+        table::give_back();
         attach::has_left();
     }
     0

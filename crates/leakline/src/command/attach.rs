@@ -1,4 +1,5 @@
 //! `leakline attach`: from a process id to a server that is recorded from now on, and to its report if that is wanted.
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::owner::Owner;
 use super::{Global, print, report, say};
 use crate::failure::{Exit, Failure};
 use crate::report::{count, size};
-use crate::runs::{Run, Runs};
+use crate::runs::{self, Run, Runs};
 use crate::target::agent::Source;
 use crate::target::attach::examine::{Target, gone};
 use crate::target::attach::{Outcome, Wishes, attach};
@@ -165,24 +166,33 @@ impl Attach {
         Ok((run, agent))
     }
 
-    /// Says from time to time what there is so far, leaves, and reports.
+    /// Says from time to time what there is so far, looks at the memory as `leakline run` does, leaves, and reports.
     fn watch(&self, global: &Global, owner: &Owner, run: &Run, duration: Duration) -> Result<ExitCode, Failure> {
         let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         // Either way it is time.
         let _ = ends.thread_block();
-        let began = Instant::now();
         let period = (duration / 10).clamp(LEAST_PERIOD, MOST_PERIOD);
+        let began = Instant::now();
+        let (end, mut word, mut look) = (began + duration, began + period, began + LEAST_PERIOD);
         loop {
-            let time = period.min(duration.saturating_sub(began.elapsed()));
+            let time = end.min(word).min(look).saturating_duration_since(Instant::now());
             let time = libc::timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
             // SAFETY: a set and a time of our own.
             let is_enough = unsafe { libc::sigtimedwait(ends.as_ref(), std::ptr::null_mut(), &time) } > 0;
-            let left = duration.saturating_sub(began.elapsed());
-            if is_enough || left.is_zero() || Identity::of(self.pid).is_none() {
+            if is_enough || Instant::now() >= end || Identity::of(self.pid).is_none() {
                 break;
             }
-            say(&owner.act(|| so_far(run, left)));
+            if Instant::now() >= look {
+                // Not in a thread of its own: whose rights we have counts for all threads.
+                look = Instant::now() + owner.act(|| look_at(&run.folder));
+            }
+            if Instant::now() >= word {
+                say(&owner.act(|| so_far(run, end.saturating_duration_since(Instant::now()))));
+                word = Instant::now() + period;
+            }
         }
+        // Of a server that was killed this tells by whom.
+        owner.act(|| look_at(&run.folder));
         owner.act(|| report::ask_in_time(&run.folder));
         let lines = super::detach::leave(self.pid);
         lines.iter().for_each(|(pid, outcome)| say_failure(*pid, outcome));
@@ -199,6 +209,11 @@ impl Attach {
 /// How often is said what there is so far: in the tenth part of the time, within these bounds.
 const LEAST_PERIOD: Duration = Duration::from_secs(1);
 const MOST_PERIOD: Duration = Duration::from_secs(60);
+
+/// Leaves a look at the memory of the run's processes beside their tables; how long to wait before the next one.
+fn look_at(folder: &Path) -> Duration {
+    Run::open(folder).map_or(LEAST_PERIOD, |run| runs::look(&run))
+}
 
 /// What there is so far, in a line.
 fn so_far(run: &Run, left: Duration) -> String {

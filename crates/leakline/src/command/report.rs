@@ -13,7 +13,7 @@ use crate::analyze::evidence::Evidence;
 use crate::failure::{Exit, Failure};
 use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
-use crate::runs::Run;
+use crate::runs::{self, Run};
 use crate::target::snapshot::{Expecting, IN_TIME, PATIENTLY};
 
 mod holders;
@@ -72,6 +72,11 @@ impl Report {
             if run.record.as_ref().is_some_and(|record| record.attached) {
                 // `leakline run` does so while its server runs; here nobody else is there to do it.
                 run.keep_latest();
+                // A server that is killed is then known as it was when somebody last asked for it by its process id: in a
+                // folder that was named root would write with root's rights.
+                if process.is_some() {
+                    runs::look(&run);
+                }
             }
             let text = printed(&findings, &run, global, &std::io::stdout());
             Ok((findings, text))

@@ -5,7 +5,6 @@ use std::fmt::{self, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::json::{Call, Compared, Finding, Line, Process, Report, Site, Socket};
-use super::ledger::Ledger;
 
 /// Reads a line of a source file, if it is there to be read.
 pub type Source<'a> = &'a dyn Fn(&str, u32) -> Option<String>;
@@ -348,8 +347,13 @@ impl Page<'_> {
             self.text,
             "Resident {start} at first, {now} now, {peak} at most; {outside} live outside of requests."
         )?;
-        if let Some(ledger) = rss.ledger.as_ref().and_then(Ledger::text) {
-            self.text.push_str(&ledger);
+        match &rss.ledger {
+            Some(ledger) => self.text.push_str(&ledger.text().unwrap_or_default()),
+            None if target.workers.iter().any(|worker| worker.alive) => {
+                writeln!(self.text, "What the resident memory is used for, only the server's user or root may see.")?;
+            }
+            // `leakline run` looks all the while, and so does `leakline attach --for`.
+            None => writeln!(self.text, "What the resident memory was used for is not known: nobody looked in time.")?,
         }
         self.killed(&target.workers)?;
         let lost: Vec<String> = report

@@ -63,18 +63,17 @@ fn watch(folder: &Path, stopped: &Receiver<()>) {
     while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         // A run whose folder has been deleted is not worth a word.
         let Ok(run) = Run::open(folder) else { return };
-        let start = Instant::now();
-        look(&run);
-        pause = BETWEEN_LOOKS.max(start.elapsed() * SHARE);
-        if start >= upkeep {
+        pause = look(&run);
+        if Instant::now() >= upkeep {
             run.keep_latest();
-            upkeep = start + BETWEEN_UPKEEPS;
+            upkeep = Instant::now() + BETWEEN_UPKEEPS;
         }
     }
 }
 
-/// Looks at each process once, and at what has become of those that ended.
-fn look(run: &Run) {
+/// Looks at each process once, and at what has become of those that ended; how long to wait before the next time.
+pub fn look(run: &Run) -> Duration {
+    let start = Instant::now();
     for table in &run.tables {
         let look = match table.process.is_alive() {
             true => reader::header(&table.path).ok().and_then(|header| reader::look(table, &header)),
@@ -83,6 +82,7 @@ fn look(run: &Run) {
         // Without room on the disk the last look stays.
         let _ = look.map(|look| table.write_look(&look));
     }
+    BETWEEN_LOOKS.max(start.elapsed() * SHARE)
 }
 
 /// The last look with the count of those that the kernel has killed since, if that was not noted yet.

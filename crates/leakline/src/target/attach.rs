@@ -305,16 +305,16 @@ impl<'t> Session<'t> {
             }
         };
         let threads = self.with_others_stopped(&jumps, |memory| {
-            let put = jumps.iter().try_for_each(|jump| jump.put_in(memory));
+            let put = jumps::put_in(&jumps, memory);
             if put.is_err() {
                 // A failure here is the same one, on what was not changed either.
-                jumps.iter().for_each(|jump| _ = jump.take_out(memory));
+                let _ = jumps::take_out(&jumps, memory);
             }
             put
         })?;
         let begin = self.function(&agent, "leakline_begin")?;
         if let Err(trouble) = caller.call(begin, &[]) {
-            self.with_others_stopped(&jumps, |memory| jumps.iter().try_for_each(|jump| jump.take_out(memory)))?;
+            self.with_others_stopped(&jumps, |memory| jumps::take_out(&jumps, memory))?;
             return Err(self.failed("attach to", &trouble));
         }
         Ok((agent, threads))
@@ -511,8 +511,7 @@ impl<'t> Session<'t> {
                 sleep(Duration::from_millis(1));
                 continue;
             }
-            let out = |memory: &Memory| jumps.iter().try_for_each(|jump| jump.take_out(memory));
-            let threads = self.with_others_stopped(&jumps, out)?;
+            let threads = self.with_others_stopped(&jumps, |memory| jumps::take_out(&jumps, memory))?;
             thread.release();
             return Ok(Outcome { stopped: stopped.elapsed(), threads, complete: false });
         }

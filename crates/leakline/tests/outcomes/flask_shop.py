@@ -89,6 +89,10 @@ def large():
     return b"x" * 30_000_000
 
 
+def make():
+    return app
+
+
 if __name__ == "__main__":
     server, port = sys.argv[1], int(sys.argv[2])
     if server == "cheroot":

@@ -128,32 +128,47 @@ impl Jump {
         Some(bytes)
     }
 
-    /// Is it in place?
-    pub fn is_in(&self, memory: &Memory) -> io::Result<bool> {
-        let mut found = [0; JUMP];
-        memory.read(self.function, &mut found)?;
-        Ok(Some(found) == self.bytes())
-    }
-
-    /// Puts it in place. No thread may be between its bytes, see [`Jump::between`].
-    pub fn put_in(&self, memory: &Memory) -> io::Result<()> {
-        let mut found = [0; JUMP];
-        memory.read(self.function, &mut found)?;
-        match self.bytes() {
-            Some(bytes) if found == self.original || found == bytes => memory.write(self.function, &bytes),
-            _ => Err(io::Error::other("the allocator's code was changed by somebody else")),
-        }
-    }
-
-    /// Takes it out, if it is in place.
-    pub fn take_out(&self, memory: &Memory) -> io::Result<()> {
-        if self.is_in(memory)? { memory.write(self.function, &self.original) } else { Ok(()) }
-    }
-
     /// Where no thread may be while it is put in or taken out: it would go on in the middle of other instructions.
     pub fn between(&self) -> Range<u64> {
         self.function + 1..self.function + JUMP as u64
     }
+}
+
+/// Puts the jumps in place. No thread may be between their bytes, see [`Jump::between`].
+pub fn put_in(jumps: &[Jump], memory: &Memory) -> io::Result<()> {
+    change(jumps, memory, |jump, found| match jump.bytes() {
+        Some(bytes) if *found == jump.original || *found == bytes => Ok(bytes),
+        _ => Err(io::Error::other("the allocator's code was changed by somebody else")),
+    })
+}
+
+/// Takes those out that are in place.
+pub fn take_out(jumps: &[Jump], memory: &Memory) -> io::Result<()> {
+    change(jumps, memory, |jump, found| Ok(if Some(*found) == jump.bytes() { jump.original } else { *found }))
+}
+
+/// Changes the functions' first bytes into those that are said when they are found. The server waits for it, so what lies
+/// on one page is read and written at once.
+fn change(
+    jumps: &[Jump],
+    memory: &Memory,
+    changed: impl Fn(&Jump, &[u8; JUMP]) -> io::Result<[u8; JUMP]>,
+) -> io::Result<()> {
+    let mut jumps: Vec<&Jump> = jumps.iter().collect();
+    jumps.sort_by_key(|jump| jump.function);
+    for neighbours in jumps.chunk_by(|one, next| one.function / PAGE == next.function / PAGE) {
+        let start = neighbours[0].function;
+        let mut code = vec![0; (neighbours[neighbours.len() - 1].function - start) as usize + JUMP];
+        memory.read(start, &mut code)?;
+        for jump in neighbours {
+            let at = (jump.function - start) as usize;
+            let place = &mut code[at..at + JUMP];
+            let found = <[u8; JUMP]>::try_from(&*place).expect("as long as a jump");
+            place.copy_from_slice(&changed(jump, &found)?);
+        }
+        memory.write(start, &code)?;
+    }
+    Ok(())
 }
 
 /// The instructions that a jump takes the place of, provided that they can be moved: nothing comes back into their
