@@ -383,7 +383,11 @@ fn check_ours(folder: &Path) -> Result<(), Refusal> {
     }
     if metadata.mode() & 0o077 != 0 {
         let why = format!("others may enter it (mode {:04o})", metadata.mode() & 0o7777);
-        return refuse(Exit::Permission, why, "if it is for tables alone, run `chmod 700` on it, else choose another place");
+        return refuse(
+            Exit::Permission,
+            why,
+            "if it is for tables alone, run `chmod 700` on it, else choose another place",
+        );
     }
     Ok(())
 }
