@@ -9,7 +9,7 @@ mod modules;
 mod steps;
 mod unwind;
 
-pub(crate) use memory::{extend, map, unmap};
+pub(crate) use memory::{extend, map, map_again, unmap};
 pub(crate) use modules::{forget_ids, is_of_an_allocator, prepare};
 pub(crate) use steps::{Chain, mix};
 pub(crate) use unwind::{DEPTH, Evaluator, Here, modules_removed};

@@ -57,7 +57,11 @@ fn start() {
         return;
     }
     // A mapping of the thread's own: the table's goes when the agent leaves the process, and the thread does not wait.
-    let Some(header) = table::map_header() else { return };
+    let Some(header) = table::map_header() else {
+        // Perhaps the next request finds the lock free.
+        STARTED.store(false, Ordering::Relaxed);
+        return;
+    };
     join();
     // SAFETY: a place within the header's page.
     let call = unsafe { &raw mut (*header).snapshot };

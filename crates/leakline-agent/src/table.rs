@@ -1,6 +1,6 @@
 //! Makes the table file of this process and maps it.
 
-use crate::recorder::{FILTER, Recorder};
+use crate::recorder::{self, FILTER, Recorder};
 use crate::{attach, clock, config, native, python, sampler, stack};
 use leakline_table::layout::{HEADER_BYTES, Header, LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
@@ -67,17 +67,16 @@ fn named(tables: &CStr, pid: u32, start_ticks: u64, extension: &[u8]) -> Text<40
 
 /// A mapping of the first page of this process's table for whoever outlives the table's own; `None` where there is none.
 pub(crate) fn map_header() -> Option<*mut Header> {
-    let config = config::get()?;
-    // SAFETY: getpid has no preconditions; the rest are system calls with a valid string and descriptor.
+    // While somebody has the lock, nobody takes the table away.
+    let _recorder = recorder::surely_enter()?;
+    if !is_ours() {
+        return None;
+    }
+    // SAFETY: a shared mapping that `create` made and that is there as long as we have the lock.
     unsafe {
-        let mut path = path(config.tables, libc::getpid() as u32, process_start_ticks());
-        let file = libc::open(path.c_str()?.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW);
-        if file < 0 {
-            return None;
-        }
-        let page = map(file, HEADER_BYTES);
-        libc::close(file);
-        page.ok().map(|page| page.as_mut_ptr().cast())
+        let page = native::map_again(MAPPED[0].0.load(Ordering::Relaxed), HEADER_BYTES)?;
+        libc::madvise(page as *mut _, HEADER_BYTES, libc::MADV_DONTFORK);
+        Some(page as *mut Header)
     }
 }
 
@@ -164,11 +163,16 @@ pub(crate) fn give_back() {
 
 /// A new file of that many bytes, mapped. All of its blocks are reserved first: writing to a mapped hole on a full disk
 /// would kill the server with SIGBUS.
+///
+/// So would writing behind the end of a file that somebody has shortened. The file's mode lets nobody open it for writing,
+/// not even its owner, unless he changes the mode on purpose; and we ourselves shorten no file that is there already, which
+/// a thread of an agent that has left may have mapped, but make another one.
 fn map_file(path: &CStr, bytes: usize) -> Result<&'static mut [u8], Failure> {
     // SAFETY: system calls with a valid string and descriptor.
     unsafe {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-        let file = libc::open(path.as_ptr(), flags, 0o600);
+        libc::unlink(path.as_ptr());
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+        let file = libc::open(path.as_ptr(), flags, 0o400);
         if file < 0 {
             return Err(last("cannot make a file in LEAKLINE_TABLES"));
         }

@@ -10,8 +10,8 @@
 //! Names, paths and code in here are of interest to others, and the agent is loaded from here into servers: so the
 //! folder must be ours alone.
 use std::fs;
-use std::io::{BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -316,6 +316,29 @@ impl TableFile {
         let (pid, start_ticks) = path.file_stem()?.to_str()?.split_once('-')?;
         let process = Identity { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? };
         Some(Self { path, process })
+    }
+
+    /// Opens the table for writing. The agent makes it read-only, so that nobody shortens by mistake what a server has
+    /// mapped: whoever is not root changes its mode for a moment.
+    pub fn open_for_writing(&self) -> io::Result<fs::File> {
+        const TRIES: usize = 10;
+        // Links are not followed, nor is waited for pipes: what lies there may be another file by now.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let open = || fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path);
+        let is_denied =
+            |file: &io::Result<fs::File>| file.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+        let mut file = open();
+        // Again, since another command may have finished in between.
+        for _ in 0..TRIES {
+            if !is_denied(&file) {
+                break;
+            }
+            let table = reader::open(&self.path)?;
+            table.set_permissions(fs::Permissions::from_mode(0o600))?;
+            file = open();
+            table.set_permissions(fs::Permissions::from_mode(0o400))?;
+        }
+        file
     }
 }
 

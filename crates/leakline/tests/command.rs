@@ -133,7 +133,10 @@ fn a_killed_server_leaves_a_report_and_only_its_owner_can_read_it() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     for run in tables.runs() {
         assert_eq!(mode(&run), 0o700);
-        fs::read_dir(run).unwrap().for_each(|file| assert_eq!(mode(&file.unwrap().path()), 0o600));
+        for file in fs::read_dir(run).unwrap().map(|file| file.unwrap().path()) {
+            let is_table = file.extension().is_some_and(|extension| extension == "leakline");
+            assert_eq!(mode(&file), if is_table { 0o400 } else { 0o600 }, "{}", file.display());
+        }
     }
 }
 

@@ -266,6 +266,70 @@ fn a_table_that_is_cut_while_a_snapshot_is_waited_for_ends_nobody() {
     fs::remove_dir_all(&at).unwrap();
 }
 
+/// Answers some requests, says so, and waits until its input ends.
+const SERVER: &str = r#"
+import io, sys
+from wsgiref.handlers import SimpleHandler
+from wsgiref.simple_server import make_server
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"ok"]
+
+server = make_server("127.0.0.1", 0, app)
+for _ in range(10):
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_PROTOCOL": "HTTP/1.0"}
+    SimpleHandler(io.BytesIO(), io.BytesIO(), io.StringIO(), environ).run(server.get_app())
+print("ready", flush=True)
+sys.stdin.read()
+"#;
+
+/// A server whose table loses its end is ended by the kernel when the agent writes there.
+#[test]
+fn a_table_in_use_is_not_shortened_by_mistake() {
+    let tables = Tables::new("read-only");
+    // Root may write to whatever it likes, unless it is without that right.
+    let as_owner = |program: &str| match nix::unistd::geteuid().is_root() {
+        true => {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-dac_override", "--inh-caps", "-dac_override", program]);
+            command
+        }
+        false => Command::new(program),
+    };
+    let leakline = |arguments: &[&str]| {
+        let mut command = as_owner(harness::LEAKLINE);
+        command.arg("--dir").arg(&tables.0).args(arguments);
+        command
+    };
+    let mut run = leakline(&["run", "--", "python3", "-c", SERVER]);
+    let run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut run = Ending(run.spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+
+    let files = tables.runs().into_iter().flat_map(|run| fs::read_dir(run).unwrap());
+    let mut found = files.filter_map(|file| TableFile::from_path(file.unwrap().path()));
+    let table = found.next().expect("the server has a table");
+    let state = || fs::metadata(&table.path).map(|file| (file.len(), file.permissions().mode() & 0o777)).unwrap();
+    let before = state();
+    assert_eq!(before.1, 0o400);
+    for shortens in [": > \"$0\"", "truncate -s 0 \"$0\"", "echo > \"$0\"", "cp /dev/null \"$0\""] {
+        let refused = as_owner("sh").args(["-c", shortens]).arg(&table.path).stderr(Stdio::null()).status().unwrap();
+        assert!(!refused.success(), "{shortens}");
+    }
+    let pid = table.process.pid.to_string();
+    let saved = leakline(&["heap", &pid, "--despite-limits", "--save"]).arg(&table.path).output().unwrap();
+    assert_eq!(saved.status.code(), Some(2), "{}", String::from_utf8_lossy(&saved.stderr));
+    // leakline itself, which calls the agent by way of the table, is let in.
+    let taken = leakline(&["heap", &pid, "--despite-limits"]).output().unwrap();
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    assert_eq!(state(), before);
+    drop(run.0.stdin.take());
+    assert!(run.0.wait().unwrap().success());
+}
+
 #[test]
 fn files_are_made_for_their_owner_alone_whatever_the_umask() {
     let tables = Tables::new("umask");

@@ -73,6 +73,15 @@ pub(crate) fn map(bytes: usize, kind: c_int, file: c_int) -> Option<usize> {
     usize::try_from(start).ok()
 }
 
+/// Maps what a shared mapping shows a second time, elsewhere.
+///
+/// # Safety
+/// The shared mapping is there, and has so many bytes.
+pub(crate) unsafe fn map_again(start: usize, bytes: usize) -> Option<usize> {
+    // SAFETY: the caller's promise. Told that it had no bytes, mremap leaves a shared mapping where it is (mremap(2)).
+    unsafe { extend(start, 0, bytes) }
+}
+
 /// Makes a mapping longer, wherever there is room for it.
 ///
 /// # Safety

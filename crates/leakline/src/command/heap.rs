@@ -15,7 +15,7 @@ use crate::heap::summary::{self, Change, Held, OfType, Summary};
 use crate::heap::{self, Graph};
 use crate::reader::{self, printable};
 use crate::report::{count, size};
-use crate::runs::{Run, TableFile};
+use crate::runs::{Run, TABLE, TableFile};
 use crate::target::memory;
 use crate::target::snapshot::{self, Forecast};
 
@@ -97,6 +97,13 @@ impl Heap {
     }
 
     fn listing(&self, global: &Global) -> Result<String, Failure> {
+        if let Some(file) =
+            self.save.as_ref().filter(|file| file.extension().is_some_and(|extension| extension == TABLE))
+        {
+            // A server that has mapped what is overwritten would not survive it.
+            let what = format!("{} is called as tables are, which servers write", file.display());
+            return Err(Failure::new(Exit::Usage, what, "choose another name, such as monday.heap"));
+        }
         let of = self.of.as_deref().unwrap_or_default();
         let (path, taken, graph) = match of.parse() {
             Ok(pid) => {

@@ -1,6 +1,5 @@
 //! From the tables that a run has written to those that are worth keeping, at the size that they need.
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
 
 use leakline_table::layout::{HEADER_BYTES, Header};
 use leakline_table::reader::extent;
@@ -54,9 +53,7 @@ fn forget(table: &TableFile) {
 /// system that knows no holes keeps the file as it is.
 fn shrink(table: &TableFile) {
     let Ok(header) = reader::header(&table.path) else { return };
-    // Another file must not get the holes, if a link is put in the table's place meanwhile.
-    let open = fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&table.path);
-    let Ok(file) = open else { return };
+    let Ok(file) = table.open_for_writing() else { return };
     for (start, end) in unused(&header, file.metadata().map_or(0, |metadata| metadata.len())) {
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let _ = fallocate(&file, hole, start as i64, (end - start) as i64);

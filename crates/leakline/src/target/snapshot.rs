@@ -1,9 +1,9 @@
 //! From a process's table to a snapshot of its heap: calls the agent inside, and waits for the file that its child writes.
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::mem::offset_of;
 use std::num::NonZero;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,7 @@ pub fn take(table: &TableFile, most_seconds: u32) -> Result<Taken, Failure> {
         let what = format!("process {pid} has ended");
         return Err(Failure::new(Exit::NoTable, what, "see which processes run with `leakline list`"));
     };
-    let call = Call::open(&table.path)?;
+    let call = Call::open(table)?;
     if call.word(offset_of!(Header, snapshot.listening))? == 0 {
         let [_, minor, ..] = call.word(offset_of!(Header, python_version))?.to_be_bytes();
         if minor > LAST_WALKED {
@@ -176,7 +176,7 @@ pub struct Expecting<'a>(Call<'a>);
 impl<'a> Expecting<'a> {
     /// Tells the process that writes this table. `None` where it listens for no calls.
     pub fn tell(table: &'a TableFile) -> Option<Self> {
-        let call = Call::open(&table.path).ok()?;
+        let call = Call::open(table).ok()?;
         if call.word(offset_of!(Header, snapshot.listening)).ok()? == 0 {
             return None;
         }
@@ -224,10 +224,9 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn open(path: &'a Path) -> Result<Self, Failure> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-        let file = file.map_err(|error| Failure::io("open", path, &error))?;
+    fn open(table: &'a TableFile) -> Result<Self, Failure> {
+        let path = &table.path;
+        let file = table.open_for_writing().map_err(|error| Failure::io("open", path, &error))?;
         let metadata = file.metadata().map_err(|error| Failure::io("look at", path, &error))?;
         if !metadata.is_file() || metadata.len() < HEADER_BYTES as u64 {
             return Err(Failure::new(Exit::Damaged, format!("{} is no table", path.display()), "name another process"));
