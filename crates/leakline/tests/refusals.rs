@@ -183,16 +183,34 @@ fn a_python_that_the_agent_does_not_know_gets_rid_of_it_again() {
 
 #[test]
 fn an_allocator_of_its_own() {
-    let tables = harness::folder("jemalloc");
-    let packages = harness::root().join("crates/leakline/tests/refusals/requirements.txt");
-    let Some(python) = harness::python("3.11", &packages).or_else(|| harness::python("system", &packages)) else {
-        return;
+    let tables = harness::folder("allocators");
+    let refuse = |python: &Path, library: &Path| {
+        let mut command = Command::new(python);
+        command.args(["-u", "-c", "print('ready'); input()"]).env("LD_PRELOAD", library);
+        let mut victim = Victim::start(&mut command);
+        victim.line();
+        // Debian's names are links to those with the whole version.
+        let file = library.canonicalize().unwrap();
+        let name = file.file_name().unwrap().to_string_lossy();
+        refused(&tables, &victim, 8, &format!("{name} stands in for glibc's malloc"));
     };
-    let mut command = Command::new(python);
-    command.args(["-u", "-c", "print('ready'); input()"]).env("LD_PRELOAD", "libjemalloc.so.2");
-    let mut victim = Victim::start(&mut command);
-    victim.line();
-    refused(&tables, &victim, 8, "libjemalloc.so.2 stands in for glibc's malloc");
+    // One that nobody knows, by where the interpreter's calls lead. glibc's own is still below it.
+    let source =
+        "#include <stddef.h>\nvoid *__libc_malloc(size_t);\nvoid *malloc(size_t n) { return __libc_malloc(n); }";
+    let own = compiled("cc", &["-shared", "-fPIC"], &tables, "libours.so", source).unwrap();
+    for version in ["3.8", "3.13", "system"] {
+        let Some(python) = harness::python(version, &harness::root().join("cases/user-list/requirements.txt")) else {
+            continue;
+        };
+        refuse(&python, &own);
+    }
+    // Those that are known, by their names.
+    let packages = harness::root().join("crates/leakline/tests/native/allocators/requirements.txt");
+    if let Some(python) = harness::python("3.11", &packages).or_else(|| harness::python("system", &packages)) {
+        for library in ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2"] {
+            refuse(&python, &Path::new("/usr/lib/x86_64-linux-gnu").join(library));
+        }
+    }
     fs::remove_dir_all(tables).unwrap();
 }
 

@@ -204,7 +204,11 @@ fn process(pid: u32) -> Result<Vec<Check>, Failure> {
     });
     checks.push(match mapped.allocator {
         None => Check::by("allocator", true, "glibc's own"),
-        Some(name) => Check::new("allocator", Verdict::Doubtful, format!("{name}, which leakline is not tested with")),
+        Some(name) => Check::new(
+            "allocator",
+            Verdict::Doubtful,
+            format!("{name}: `leakline run` works with it, `leakline attach` does not"),
+        ),
     });
     if let Some(value) = environment(pid, "PYTHONMALLOC") {
         checks.push(Check::new(

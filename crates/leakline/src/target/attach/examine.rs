@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use procfs::process::Process;
 
-use super::memory::{Library, Maps};
+use super::memory::{Library, Maps, Memory};
 use crate::failure::{Exit, Failure};
 use crate::target::python::{KNOWN, Mapped};
 use crate::target::root::Root;
@@ -68,7 +68,7 @@ impl Target {
             let known = format!("CPython 3.{} to 3.{}", KNOWN.start(), KNOWN.end());
             return unsupported(format!("process {pid} runs Python 3.{minor}"), &format!("{known} are supported"));
         }
-        if let Some(allocator) = mapped.allocator {
+        if let Some(allocator) = mapped.allocator.or_else(|| allocator(pid, &maps, &python, &c_library)) {
             let what = format!("{allocator} stands in for glibc's malloc in process {pid}");
             return unsupported(what, "start the server with `leakline run` instead");
         }
@@ -77,6 +77,16 @@ impl Target {
         let group = status.egid;
         Ok(Self { pid, user, group, root, maps, c_library, python, agents })
     }
+}
+
+/// The file that stands in for glibc's malloc, by where the interpreter's calls of it lead. Those that the loader has not
+/// looked up yet lead back to the interpreter's own file.
+fn allocator(pid: u32, maps: &Maps, python: &Library, c_library: &Library) -> Option<String> {
+    let malloc = python.malloc(&Memory::open(pid).ok()?)?;
+    let file = maps.file_at(malloc)?;
+    let is_known = file == c_library.file || Mapped::is_agent(file);
+    let is_to_be_looked_up = file == python.file && python.address("malloc").is_none();
+    (!is_known && !is_to_be_looked_up).then(|| file.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
 fn is_python(library: &Library) -> bool {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use object::elf::{PT_LOAD, SHN_UNDEF};
 use object::read::elf::{ElfFile64, ProgramHeader, Sym};
+use object::{Object, RelocationTarget};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 
 /// The memory of a process whose threads we may trace. Protections are no obstacle, as for every debugger: pages that are
@@ -90,6 +91,12 @@ impl Maps {
         self.maps.iter().filter(is_data).map(with_zeros).collect()
     }
 
+    /// The file whose code or data is at an address.
+    pub fn file_at(&self, address: u64) -> Option<&Path> {
+        let map = self.maps.iter().find(|map| (map.address.0..map.address.1).contains(&address))?;
+        path(map)
+    }
+
     /// The file whose name begins so.
     pub fn named(&self, prefix: &str) -> Option<&Path> {
         let is_it = |file: &&Path| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
@@ -159,6 +166,8 @@ pub struct Library {
     base: u64,
     /// Name, address and bytes.
     symbols: Vec<(String, u64, u64)>,
+    /// Where the loader puts the address of the malloc that this one calls.
+    malloc: Option<u64>,
 }
 
 impl Library {
@@ -175,12 +184,26 @@ impl Library {
             let name = std::str::from_utf8(symbol.name(endian, table.strings()).ok()?).ok()?;
             Some((name.to_owned(), symbol.st_value(endian), symbol.st_size(endian)))
         });
-        Some(Self { file: file.to_owned(), base, symbols: symbols.collect() })
+        let mut places = elf.dynamic_relocations().into_iter().flatten();
+        let malloc = places.find_map(|(place, relocation)| match relocation.target() {
+            RelocationTarget::Symbol(symbol) => {
+                let symbol = table.symbol(symbol).ok()?;
+                (symbol.name(endian, table.strings()).ok()? == b"malloc").then_some(place)
+            }
+            _ => None,
+        });
+        Some(Self { file: file.to_owned(), base, symbols: symbols.collect(), malloc })
     }
 
     /// The same library at another address, that of the beginning of its file.
     pub fn moved_to(self, base: u64) -> Self {
         Self { base, ..self }
+    }
+
+    /// The malloc that this one calls, where that is known: its own, or another's that the loader has found.
+    pub fn malloc(&self, memory: &Memory) -> Option<u64> {
+        let found = || self.malloc.and_then(|place| memory.word(self.base.wrapping_add(place)).ok());
+        self.address("malloc").or_else(found)
     }
 
     /// The address of a name.
