@@ -1,12 +1,16 @@
-"""Turns each request and each WebSocket that an ASGI server serves into a `native.begin` and a `native.end`, names its
-route, and lets work that is handed to other threads keep its request.
+"""Turns each request and each WebSocket that an ASGI server serves into one of the agent's, names its route, and lets work
+that is handed to other threads keep its request.
 
 The agent executes this text after `leakline_shim.py`, in a namespace of its own. Beside what that one describes there is
 
-    native.begin(method, path, True)   begins a request whatever this context serves
+    native.exchange(application, client, tells, file) -> application
+                                       one that serves one call, as a request that begins when what it returns is first
+                                       awaited, and ends with it. `client` has an attribute `tells` that is true when the
+                                       client has left; `file` is the number of the socket that leads to it where a loop
+                                       writes there that knows no context, else -1
+    native.exchange_by(judge, awaited) what the agent asks us for that
     native.current() -> handle         of the current context's request, 0 without one
     native.resume(handle)              makes it the current one of this context
-    native.serves(file)                the current request answers the client of this socket
     native.unsent(file)                what is still to be sent on this socket, its client will not get
 
 A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
@@ -15,77 +19,39 @@ request lasts until the application returns. When its response is complete, what
 Whether the client has gone is known to the server, whether or not the application asks for it, and so we look there.
 """
 
+import sys
+
+OK = 0
 ERROR = 1
 ABORTED = 2
 
-STREAMING = 1
-AFTER = 3
 
-
-def instrumented(gone, file=None):
+def instrumented(client, tells, file=None):
     """What makes of an ASGI application one that serves as it does and marks where each request begins and ends.
-    `gone(receive, send)` tells whether the client left before the response was complete, `file(receive)` which socket
-    leads to it, where writing is left to a loop that knows no context."""
+    `client(receive, send)` is what has an attribute of the name `tells`, `file(client)` the socket's number."""
 
     def wrap(application):
-        # The server has imported it by now.
-        from asyncio import CancelledError
-
-        async def serve(scope, receive, send):
-            kind = scope["type"]
-            if kind == "http":
-                method = scope["method"]
-            elif kind == "websocket":
-                method = "WS"
-            else:
-                return await application(scope, receive, send)
-            # This context may have been copied from another request's: a connection's callbacks run in that of
-            # whoever resumed its reading.
-            handle = native.begin(method, scope["path"], True)
-            if file is not None:
-                try:
-                    native.serves(file(receive))
-                except Exception:
-                    pass
-
-            headers, sent = (), 0
-
-            # No coroutine of its own where the server's will do: that would cost each message 2,000 instructions.
-            def observed_send(message):
-                nonlocal headers, sent
-                kind = message["type"]
-                if kind == "http.response.start":
-                    native.phase(handle, STREAMING)
-                    native.status(handle, int(message["status"]))
-                    headers = message.get("headers", ())
-                elif kind == "http.response.body":
-                    if not gone(receive, send):
-                        sent += len(message.get("body", b""))
-                    if not message.get("more_body"):
-                        return send_last(message)
-                return send(message)
-
-            async def send_last(message):
-                await send(message)
-                native.phase(handle, AFTER)
-
-            outcome = ERROR
-            try:
-                result = await application(scope, receive, observed_send)
-                outcome = 0
-                return result
-            except CancelledError:
-                outcome = ABORTED
-                raise
-            finally:
-                # The end of a WebSocket is nobody's mistake.
-                if kind == "http" and gone(receive, send) and not is_whole(headers, sent):
-                    outcome = ABORTED
-                native.end(handle, outcome)
+        def serve(scope, receive, send):
+            whom = client(receive, send)
+            number = -1 if file is None else file(whom)
+            return native.exchange(application, whom, tells, number)(scope, receive, send)
 
         return serve
 
     return wrap
+
+
+def judge(error, is_websocket, is_gone, headers, sent):
+    """The outcome of a request that ended with this error, or whose client has gone."""
+    # The end of a WebSocket is nobody's mistake.
+    if is_gone and not is_websocket and not is_whole(headers, sent):
+        return ABORTED
+    if error is None:
+        return OK
+    # The server has imported it by now.
+    from asyncio import CancelledError
+
+    return ABORTED if issubclass(error, (CancelledError, GeneratorExit)) else ERROR
 
 
 def is_whole(headers, sent):
@@ -96,22 +62,32 @@ def is_whole(headers, sent):
         return False
 
 
-def gone_from_uvicorn(receive, send):
-    # A uvicorn that calls it otherwise must not fail for it.
-    return getattr(getattr(receive, "__self__", None), "disconnected", False)
+async def awaited(awaitable):
+    """For applications that return no coroutine."""
+    return await awaitable
 
 
-def file_of_uvicorn(receive):
-    return receive.__self__.transport.get_extra_info("socket").fileno()
+def client_of_uvicorn(receive, send):
+    return getattr(receive, "__self__", None)
 
 
-def gone_from_hypercorn(receive, send):
-    return getattr(getattr(send, "__self__", None), "_leakline_gone", False)
+def file_of_uvicorn(client):
+    # Only uvloop writes in no context.
+    if "uvloop" in sys.modules:
+        try:
+            return client.transport.get_extra_info("socket").fileno()
+        except Exception:
+            pass
+    return -1
 
 
-def gone_from_daphne(receive, send):
-    # Twisted's name for a connection that was lost before the request was finished.
-    return any(getattr(argument, "_disconnected", False) for argument in getattr(send, "args", ()))
+def client_of_hypercorn(receive, send):
+    return getattr(send, "__self__", None)
+
+
+def client_of_daphne(receive, send):
+    # Twisted's request, which knows when the connection was lost before it was finished.
+    return next((argument for argument in getattr(send, "args", ()) if hasattr(argument, "_disconnected")), None)
 
 
 def instrument_twisted(module):
@@ -214,22 +190,22 @@ def instrument_uvicorn(module):
     """The protocol of a connection hands its application to a cycle for each request. Were it replaced in the protocol,
     we had to look into that instance, and then CPython 3.11 and 3.12 would be slower to read its attributes."""
     cycle = module.RequestResponseCycle
-    original, wrap = cycle.run_asgi, instrumented(gone_from_uvicorn, file_of_uvicorn)
-    application = served = None
+    original, exchange = cycle.run_asgi, native.exchange
+    named = False
 
     def run_asgi(self, app):
-        nonlocal application, served
-        if app is not application:
+        nonlocal named
+        if not named:
             native.name_server("uvicorn")
-            application, served = app, wrap(app)
-        return original(self, served)
+            named = True
+        return original(self, exchange(app, self, "disconnected", file_of_uvicorn(self)))
 
     run_asgi.__wrapped__ = original
     native.replace(cycle, "run_asgi", run_asgi)
 
 
 def uvicorn_websocket(class_name):
-    return native.instrument_application(class_name, "app", instrumented(gone_from_uvicorn, file_of_uvicorn))
+    return native.instrument_application(class_name, "app", instrumented(client_of_uvicorn, "disconnected", file_of_uvicorn))
 
 
 def instrument_threads(module):
@@ -269,6 +245,7 @@ def instrument_greenlets(module):
     module.Greenlet.add_spawn_callback(spawned)
 
 
+native.exchange_by(judge, awaited)
 native.install(
     {
         "uvicorn.protocols.http.h11_impl": instrument_uvicorn,
@@ -276,9 +253,9 @@ native.install(
         "uvicorn.protocols.websockets.websockets_impl": uvicorn_websocket("WebSocketProtocol"),
         "uvicorn.protocols.websockets.websockets_sansio_impl": uvicorn_websocket("WebSocketsSansIOProtocol"),
         "uvicorn.protocols.websockets.wsproto_impl": uvicorn_websocket("WSProtocol"),
-        "hypercorn.app_wrappers": native.instrument_application("ASGIWrapper", "app", instrumented(gone_from_hypercorn)),
+        "hypercorn.app_wrappers": native.instrument_application("ASGIWrapper", "app", instrumented(client_of_hypercorn, "_leakline_gone")),
         "hypercorn.protocol.http_stream": instrument_hypercorn_stream,
-        "daphne.server": native.instrument_application("Server", "application", instrumented(gone_from_daphne)),
+        "daphne.server": native.instrument_application("Server", "application", instrumented(client_of_daphne, "_disconnected")),
         "twisted.internet.tcp": instrument_twisted,
         "starlette.routing": instrument_starlette,
         "fastapi.routing": instrument_fastapi,

@@ -25,6 +25,7 @@ mod attach;
 mod clock;
 mod config;
 mod end;
+mod exchange;
 mod fork;
 mod hooks;
 mod message;

@@ -1,6 +1,7 @@
 //! What is known of CPython, and how the agent gets into it.
 
 pub(crate) mod api;
+pub(crate) mod class;
 mod collector;
 mod context;
 mod frames;

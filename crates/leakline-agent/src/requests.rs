@@ -4,7 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, end, recorder, response, sampler, snapshot, sockets, table};
+use crate::{clock, end, exchange, recorder, response, sampler, snapshot, sockets, table};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, IN_FLIGHT, Moment};
 use std::ffi::CStr;
@@ -52,7 +52,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 15] = [
+static FUNCTIONS: [MethodDef; 16] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -60,11 +60,12 @@ static FUNCTIONS: [MethodDef; 15] = [
     install::method(c"server", server),
     install::method(c"phase", phase),
     install::method(c"respond", response::respond),
+    install::method(c"exchange", exchange::exchange),
+    install::method(c"exchange_by", exchange::exchange_by),
     install::method(c"amend", amend),
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
     install::method(c"unsent", unsent),
-    install::method(c"serves", serves),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
     MethodDef { name: std::ptr::null(), function: None, flags: 0, doc: std::ptr::null() },
@@ -93,7 +94,8 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         _ = CURRENT_BY_LOADS.set(by_loads);
         CURRENT.store(variable, Ordering::Relaxed);
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
-        response::prepare(api)
+        response::prepare(api)?;
+        exchange::prepare(api)
     }
 }
 
@@ -214,7 +216,7 @@ unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) -> Object {
             let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), object);
             drop_reference(api, token);
         }
-        (api.err_clear)();
+        api.clear_error();
         SETTING.0.store(0, Ordering::Relaxed);
         object
     }
@@ -224,7 +226,7 @@ unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) -> Object {
 ///
 /// # Safety
 /// The GIL is held.
-unsafe fn drop_reference(api: &Api, object: Object) {
+pub(crate) unsafe fn drop_reference(api: &Api, object: Object) {
     if !object.is_null() {
         // SAFETY: the caller's promise.
         unsafe { (api.decref)(object) };
@@ -245,29 +247,49 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: called by Python code, hence with the GIL held and no exception set; so in all functions below.
     unsafe {
-        let mut handle = 0;
-        if let Some([method, path]) = arguments(start, count) {
-            let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
-            let outer = if count > 2 { 0 } else { current(api) };
-            if let Some(mut recorder) = recorder::surely_enter() {
-                if sampler::is_running() && (table::exists() || table::create(&mut recorder).is_ok()) {
-                    if let Some(writer) = recorder.writer() {
-                        if !writer.in_flight(outer) {
-                            // The GIL is held, so that no small block is freed while it is looked at; so at the end.
-                            writer.look_before_next(|record| python::look(record));
-                            handle = writer.begin(method, path, clock::monotonic_ns());
-                        }
-                    }
-                }
-            }
+        let Some([method, path]) = arguments(start, count) else { return (api.long_from)(0) };
+        let outer = if count > 2 { 0 } else { current(api) };
+        match begin_within(outer, install::utf8(api, *method), install::utf8(api, *path)) {
+            0 => (api.long_from)(0),
+            handle => set_current(api, handle, handle),
         }
-        if handle == 0 {
-            return (api.long_from)(0);
+    }
+}
+
+/// Begins a request whatever the current context serves, and makes it that context's. 0 where there is no room for one.
+///
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+pub(crate) unsafe fn open(api: &Api, method: &[u8], path: &[u8]) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let handle = begin_within(0, method, path);
+        if handle != 0 {
+            drop_reference(api, set_current(api, handle, handle));
         }
+        handle
+    }
+}
+
+/// Begins a request, unless this one is in flight; 0 where that is so, or no other has room.
+///
+/// # Safety
+/// The GIL of the main interpreter is held.
+unsafe fn begin_within(outer: u64, method: &[u8], path: &[u8]) -> u64 {
+    let Some(mut recorder) = recorder::surely_enter() else { return 0 };
+    if !sampler::is_running() || !(table::exists() || table::create(&mut recorder).is_ok()) {
+        return 0;
+    }
+    let Some(writer) = recorder.writer().filter(|writer| !writer.in_flight(outer)) else { return 0 };
+    // SAFETY: the GIL is held, so that no small block is freed while it is looked at; so at the end.
+    writer.look_before_next(|record| unsafe { python::look(record) });
+    let handle = writer.begin(method, path, clock::monotonic_ns());
+    drop(recorder);
+    if handle != 0 {
         goes_on_in(handle).store(0, Ordering::Relaxed);
         snapshot::listen();
-        set_current(api, handle, handle)
     }
+    handle
 }
 
 /// `end(handle, outcome)`; with a third argument, whatever it is, where the server begins its next request in this context.
@@ -277,25 +299,34 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
     unsafe {
         if let Some([handle, outcome]) = arguments(start, count) {
             let (handle, outcome) = (python::unsigned(*handle), (api.long_as)(*outcome));
-            let now_ns = clock::monotonic_ns();
-            recorder::surely_write(|writer| {
-                writer.end(handle, Ending { outcome: outcome.min(2) as u8, now_ns }, |record| python::look(record))
-            });
+            conclude(api, handle, outcome.min(2) as u8);
             if count > 2 {
                 goes_on_in(handle).store(python::context((api.thread_state_unchecked)()), Ordering::Relaxed);
             } else if current(api) == handle {
                 drop_reference(api, set_current(api, 0, handle));
             }
-            if now_ns.saturating_sub(LAST_TICK.load(Ordering::Relaxed)) >= TICK_NS {
-                LAST_TICK.store(now_ns, Ordering::Relaxed);
-                tick(api);
-            }
-            // The request may have forked.
-            if sampler::is_running() {
-                snapshot::listen();
-            }
         }
         api.new_none()
+    }
+}
+
+/// Ends a request, whose handle stays what its context carries.
+///
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+pub(crate) unsafe fn conclude(api: &Api, handle: u64, outcome: u8) {
+    let now_ns = clock::monotonic_ns();
+    // SAFETY: the caller's promise.
+    unsafe {
+        recorder::surely_write(|writer| writer.end(handle, Ending { outcome, now_ns }, |record| python::look(record)));
+        if now_ns.saturating_sub(LAST_TICK.load(Ordering::Relaxed)) >= TICK_NS {
+            LAST_TICK.store(now_ns, Ordering::Relaxed);
+            tick(api);
+        }
+    }
+    // The request may have forked.
+    if sampler::is_running() {
+        snapshot::listen();
     }
 }
 
@@ -401,29 +432,26 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
 
 /// `unsent(file)`: what is still to be sent on this socket, its client will not get.
 unsafe extern "C" fn unsent(_module: Object, start: *const Object, count: isize) -> Object {
-    // SAFETY: as in begin.
-    unsafe { on_socket(start, count, sockets::unsent) }
-}
-
-/// `serves(file)`: the current request answers the client of this socket.
-unsafe extern "C" fn serves(_module: Object, start: *const Object, count: isize) -> Object {
-    // SAFETY: as in begin.
-    unsafe { on_socket(start, count, sockets::serves) }
-}
-
-/// # Safety
-/// As CPython promises a METH_FASTCALL function.
-unsafe fn on_socket(start: *const Object, count: isize, act: fn(i32)) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in begin.
     unsafe {
         if let Some([file]) = arguments(start, count) {
-            // A socket that is closed already has the number -1, which long_as refuses.
-            let file = (api.long_as)(*file);
-            (api.err_clear)();
-            act(i32::try_from(file).unwrap_or(-1));
+            sockets::unsent(file_number(api, *file));
         }
         api.new_none()
+    }
+}
+
+/// The number of a file, -1 for none: a socket that is closed already has that, which long_as refuses.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn file_number(api: &Api, file: Object) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let file = (api.long_as)(file);
+        api.clear_error();
+        i32::try_from(file).unwrap_or(-1)
     }
 }
 

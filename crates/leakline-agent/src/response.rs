@@ -4,46 +4,21 @@
 //! A type made as C makes them: the same class in Python costs each request 3,000 instructions more.
 
 use crate::python::api::{self, Api, MethodDef, Object};
-use crate::python::{self, install};
+use crate::python::class::{self, Head, Slot, Visitor};
+use crate::python::install;
 use crate::requests;
 use leakline_table::layout::Phase;
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `PyObject_HEAD` (Include/object.h), the application's iterable, and the request.
 #[repr(C)]
 struct Response {
-    references: isize,
-    kind: Object,
-    inner: Object,
+    head: Head,
+    /// The iterable; null in what somebody made by calling the type.
+    held: [Object; 1],
     handle: u64,
 }
-
-/// `PyType_Slot` (Include/object.h).
-#[repr(C)]
-struct Slot {
-    number: c_int,
-    function: *const c_void,
-}
-
-/// `PyType_Spec` (Include/object.h).
-#[repr(C)]
-pub(crate) struct Spec {
-    name: *const c_char,
-    basic_bytes: c_int,
-    item_bytes: c_int,
-    flags: c_uint,
-    slots: *const Slot,
-}
-
-/// `Py_TPFLAGS_DEFAULT` and `Py_TPFLAGS_HAVE_GC` (Include/object.h).
-const FLAGS: c_uint = 1 << 18 | 1 << 14;
-/// Numbers of slots (Include/typeslots.h).
-const TP_CLEAR: c_int = 51;
-const TP_DEALLOC: c_int = 52;
-const TP_ITER: c_int = 62;
-const TP_METHODS: c_int = 64;
-const TP_TRAVERSE: c_int = 71;
 
 /// The type, and the interned name "close".
 static TYPE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -60,26 +35,20 @@ static METHODS: [MethodDef; 2] = [
 /// The GIL is held, no exception is set.
 pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
     let slots = [
-        Slot { number: TP_DEALLOC, function: deallocate as *const c_void },
-        Slot { number: TP_TRAVERSE, function: traverse as *const c_void },
-        Slot { number: TP_CLEAR, function: clear as *const c_void },
-        Slot { number: TP_ITER, function: iterate as *const c_void },
-        Slot { number: TP_METHODS, function: METHODS.as_ptr().cast() },
-        Slot { number: 0, function: std::ptr::null() },
+        Slot::new(class::TP_DEALLOC, deallocate as *const c_void),
+        Slot::new(class::TP_TRAVERSE, traverse as *const c_void),
+        Slot::new(class::TP_CLEAR, clear as *const c_void),
+        Slot::new(class::TP_ITER, iterate as *const c_void),
+        Slot::new(class::TP_METHODS, METHODS.as_ptr().cast()),
+        Slot::END,
     ];
-    let spec = Spec {
-        name: c"leakline.Response".as_ptr(),
-        basic_bytes: size_of::<Response>() as c_int,
-        item_bytes: 0,
-        flags: FLAGS,
-        slots: slots.as_ptr(),
-    };
-    // SAFETY: the GIL is held; CPython copies the slots. Both references are kept for good.
+    // SAFETY: the GIL is held. Both references are kept for good.
     unsafe {
-        let (kind, name) = ((api.type_from_spec)(&spec), (api.intern)(c"close".as_ptr()));
-        if kind.is_null() || name.is_null() {
+        let kind = class::make(api, c"leakline.Response", size_of::<Response>(), &slots)?;
+        let name = (api.intern)(c"close".as_ptr());
+        if name.is_null() {
             (api.err_clear)();
-            return Err("its type of responses could not be made");
+            return Err("there is no memory for a name");
         }
         TYPE.store(kind, Ordering::Relaxed);
         CLOSE.store(name, Ordering::Relaxed);
@@ -98,7 +67,7 @@ pub(crate) unsafe extern "C" fn respond(_module: Object, start: *const Object, c
         let handle = requests::current(api);
         requests::mark(handle, Phase::Streaming);
         (api.incref)(*inner);
-        if (api.is_subtype)(kind(*inner), *file_wrapper) != 0 {
+        if (api.is_subtype)(class::of(*inner), *file_wrapper) != 0 {
             return *inner;
         }
         let response = (api.allocate)(TYPE.load(Ordering::Relaxed), 0);
@@ -107,18 +76,9 @@ pub(crate) unsafe extern "C" fn respond(_module: Object, start: *const Object, c
             return *inner;
         }
         let made = &mut *response.cast::<Response>();
-        (made.inner, made.handle) = (*inner, handle);
+        (made.held, made.handle) = ([*inner], handle);
         response
     }
-}
-
-/// The type of an object.
-///
-/// # Safety
-/// The object lives.
-unsafe fn kind(object: Object) -> Object {
-    // SAFETY: every object begins with PyObject_HEAD.
-    unsafe { (*object.cast::<Response>()).kind }
 }
 
 /// `close()`: as the application's iterable does it, where that has a `close` at all.
@@ -126,7 +86,7 @@ unsafe extern "C" fn close(response: Object, _start: *const Object, _count: isiz
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in respond; the method is a new reference, or null.
     unsafe {
-        let Response { inner, handle, .. } = *response.cast::<Response>();
+        let Response { held: [inner], handle, .. } = *response.cast::<Response>();
         requests::mark(handle, Phase::Closing);
         if inner.is_null() {
             return api.new_none();
@@ -149,35 +109,22 @@ unsafe extern "C" fn iterate(response: Object) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: as in respond. What somebody made by calling the type holds nothing; None raises the TypeError for us.
     unsafe {
-        let inner = (*response.cast::<Response>()).inner;
+        let [inner] = (*response.cast::<Response>()).held;
         (api.get_iterator)(if inner.is_null() { api.none } else { inner })
     }
 }
 
 /// `tp_traverse`: tells the collector whom the response holds.
-unsafe extern "C" fn traverse(
-    response: Object,
-    visit: unsafe extern "C" fn(Object, *mut c_void) -> c_int,
-    argument: *mut c_void,
-) -> c_int {
+unsafe extern "C" fn traverse(response: Object, visit: Visitor, argument: *mut c_void) -> c_int {
     // SAFETY: called by the collector, with the GIL held.
-    unsafe {
-        let response = &*response.cast::<Response>();
-        let stopped = if response.inner.is_null() { 0 } else { visit(response.inner, argument) };
-        // From 3.9 on an instance of a type that was made on the heap counts as one who holds it.
-        if stopped == 0 && python::version() >= 0x0309_0000 { visit(response.kind, argument) } else { stopped }
-    }
+    unsafe { class::traverse(response, &(*response.cast::<Response>()).held, visit, argument) }
 }
 
 /// `tp_clear`: lets go, also where a cycle is broken up.
 unsafe extern "C" fn clear(response: Object) -> c_int {
-    let Some(api) = api::get() else { return 0 };
-    // SAFETY: as in respond. Taken out before it is dropped: what that runs may come back to this response.
-    unsafe {
-        let inner = std::mem::replace(&mut (*response.cast::<Response>()).inner, std::ptr::null_mut());
-        if !inner.is_null() {
-            (api.decref)(inner);
-        }
+    if let Some(api) = api::get() {
+        // SAFETY: as in respond.
+        unsafe { class::clear(api, &raw mut (*response.cast::<Response>()).held) };
     }
     0
 }
@@ -185,12 +132,10 @@ unsafe extern "C" fn clear(response: Object) -> c_int {
 /// `tp_dealloc`.
 unsafe extern "C" fn deallocate(response: Object) {
     let Some(api) = api::get() else { return };
-    // SAFETY: as in respond; the last reference is gone. PyType_GenericAlloc has taken one on the type.
+    // SAFETY: as in respond; the last reference is gone.
     unsafe {
         (api.collector_forget)(response);
         clear(response);
-        let kind = kind(response);
-        (api.collector_delete)(response);
-        (api.decref)(kind);
+        class::delete(api, response);
     }
 }

@@ -26,6 +26,8 @@ pub(crate) const DOMAIN_MEM: c_int = 1;
 pub(crate) const DOMAIN_OBJ: c_int = 2;
 /// `METH_FASTCALL` (Include/methodobject.h): the function is given an array of arguments and their number.
 pub(crate) const METH_FASTCALL: c_int = 0x80;
+/// `METH_KEYWORDS`: and with the names of those that were given by name, which stand behind the others.
+pub(crate) const METH_KEYWORDS: c_int = 0x2;
 
 /// A function of a module, called with METH_FASTCALL.
 pub(crate) type FastFunction = unsafe extern "C" fn(Object, *const Object, isize) -> Object;
@@ -49,6 +51,8 @@ macro_rules! api {
             $(#[doc = $name] pub(crate) $field: $type,)*
             /// `PyInterpreterState_Get`, from 3.9 on.
             pub(crate) interpreter_get: Option<unsafe extern "C" fn() -> *mut c_void>,
+            /// `PyIter_Send`, from 3.10 on.
+            pub(crate) iter_send: Option<unsafe extern "C" fn(Object, Object, *mut Object) -> c_int>,
             /// Where the code of the evaluation loop begins and ends.
             pub(crate) evaluator: (usize, usize),
         }
@@ -62,6 +66,8 @@ macro_rules! api {
                     $($field: unsafe { std::mem::transmute_copy(&symbol($name)$(.or_else(|| symbol($other)))??) },)*
                     // SAFETY: as above; a missing symbol is `None` for both types.
                     interpreter_get: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn() -> *mut c_void>>(symbol("PyInterpreterState_Get")) },
+                    // SAFETY: as above.
+                    iter_send: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn(Object, Object, *mut Object) -> c_int>>(symbol("PyIter_Send")) },
                     evaluator: symbol("_PyEval_EvalFrameDefault").map_or((0, 0), extent),
                 })
             }
@@ -90,6 +96,13 @@ api! {
     long_as: "PyLong_AsUnsignedLongLong" => unsafe extern "C" fn(Object) -> c_ulonglong,
     unicode_as_utf8: "PyUnicode_AsUTF8AndSize" => unsafe extern "C" fn(Object, *mut isize) -> *const c_char,
     err_clear: "PyErr_Clear" => unsafe extern "C" fn(),
+    err_fetch: "PyErr_Fetch" => unsafe extern "C" fn(*mut Object, *mut Object, *mut Object),
+    err_restore: "PyErr_Restore" => unsafe extern "C" fn(Object, Object, Object),
+    err_occurred: "PyErr_Occurred" => unsafe extern "C" fn() -> Object,
+    err_is: "PyErr_GivenExceptionMatches" => unsafe extern "C" fn(Object, Object) -> c_int,
+    err_set: "PyErr_SetString" => unsafe extern "C" fn(Object, *const c_char),
+    err_set_none: "PyErr_SetNone" => unsafe extern "C" fn(Object),
+    err_set_object: "PyErr_SetObject" => unsafe extern "C" fn(Object, Object),
     incref: "Py_IncRef" => unsafe extern "C" fn(Object),
     decref: "Py_DecRef" => unsafe extern "C" fn(Object),
     compile: "Py_CompileString" => unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object,
@@ -97,6 +110,7 @@ api! {
     dict_new: "PyDict_New" => unsafe extern "C" fn() -> Object,
     dict_set: "PyDict_SetItemString" => unsafe extern "C" fn(Object, *const c_char, Object) -> c_int,
     dict_get: "PyDict_GetItemString" => unsafe extern "C" fn(Object, *const c_char) -> Object,
+    dict_item: "PyDict_GetItemWithError" => unsafe extern "C" fn(Object, Object) -> Object,
     dict_next: "PyDict_Next" => unsafe extern "C" fn(Object, *mut isize, *mut Object, *mut Object) -> c_int,
     list_new: "PyList_New" => unsafe extern "C" fn(isize) -> Object,
     list_get: "PyList_GetItem" => unsafe extern "C" fn(Object, isize) -> Object,
@@ -106,7 +120,12 @@ api! {
     import: "PyImport_ImportModule" => unsafe extern "C" fn(*const c_char) -> Object,
     get_attribute: "PyObject_GetAttrString" => unsafe extern "C" fn(Object, *const c_char) -> Object,
     call: "PyObject_CallObject" => unsafe extern "C" fn(Object, Object) -> Object,
-    type_from_spec: "PyType_FromSpec" => unsafe extern "C" fn(*const crate::response::Spec) -> Object,
+    call_with: "PyObject_CallFunctionObjArgs" => unsafe extern "C" fn(Object, ...) -> Object,
+    call_method: "PyObject_CallMethodObjArgs" => unsafe extern "C" fn(Object, Object, ...) -> Object,
+    function_new: "PyCFunction_NewEx" => unsafe extern "C" fn(*const MethodDef, Object, Object) -> Object,
+    is_true: "PyObject_IsTrue" => unsafe extern "C" fn(Object) -> c_int,
+    size: "PyObject_Size" => unsafe extern "C" fn(Object) -> isize,
+    type_from_spec: "PyType_FromSpec" => unsafe extern "C" fn(*const super::class::Spec) -> Object,
     is_subtype: "PyType_IsSubtype" => unsafe extern "C" fn(Object, Object) -> c_int,
     allocate: "PyType_GenericAlloc" => unsafe extern "C" fn(Object, isize) -> Object,
     collector_forget: "PyObject_GC_UnTrack" => unsafe extern "C" fn(Object),
@@ -116,8 +135,12 @@ api! {
     intern: "PyUnicode_InternFromString" => unsafe extern "C" fn(*const c_char) -> Object,
     unicode_from: "PyUnicode_FromString" => unsafe extern "C" fn(*const c_char) -> Object,
     none: "_Py_NoneStruct" => Object,
+    stop_iteration: "PyExc_StopIteration" => *const Object,
+    runtime_error: "PyExc_RuntimeError" => *const Object,
+    coroutine_type: "PyCoro_Type" => Object,
     dict_type: "PyDict_Type" => Object,
     list_type: "PyList_Type" => Object,
+    tuple_get: "PyTuple_GetItem" => unsafe extern "C" fn(Object, isize) -> Object,
     tuple_type: "PyTuple_Type" => Object,
     float_type: "PyFloat_Type" => Object,
 }
@@ -239,6 +262,19 @@ impl Api {
             }
             (self.err_clear)();
             !result.is_null()
+        }
+    }
+
+    /// Clears the exception that may be set. To ask first is cheaper, where there hardly ever is one.
+    ///
+    /// # Safety
+    /// The caller holds the GIL.
+    pub(crate) unsafe fn clear_error(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !(self.err_occurred)().is_null() {
+                (self.err_clear)();
+            }
         }
     }
 

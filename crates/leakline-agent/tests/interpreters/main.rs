@@ -5,7 +5,7 @@
 mod pythons;
 mod target;
 
-use leakline_table::layout::{Loss, OWNER_NONE, OWNER_SETTLED};
+use leakline_table::layout::{Loss, OWNER_NONE, OWNER_SETTLED, PHASE_SHIFT, Phase};
 use leakline_table::reader::{Peer, RawSample};
 use pythons::pythons;
 use std::collections::BTreeMap;
@@ -309,6 +309,59 @@ fn what_a_server_does_between_requests_is_no_requests() {
             // What CPython makes for a function that it runs for the first time is nobody's.
             let others = blocks.iter().filter(|found| **found != owner).count();
             assert!(others <= usize::from(function == "pre_request") * 10, "{python:?}: {function} {blocks:?}");
+        }
+    }
+}
+
+/// What an ASGI application does and gets is what it would be without the agent, and each of its requests ends as it did.
+#[test]
+fn asynchronous_applications_end_as_they_do() {
+    for python in pythons() {
+        let ran = run(&python, "exchange.py", "", &[EXACT]);
+        let table = ran.folder.table();
+        assert_eq!(table.header.lost[Loss::ShimFailures as usize], 0, "{python:?}");
+        let ended = |name: &str| {
+            let route = table.routes.iter().find(|route| route.name == name);
+            route.unwrap_or_else(|| panic!("{python:?}: no {name}")).record.requests
+        };
+        let found: Vec<(&str, [u64; 3])> =
+            table.routes.iter().skip(1).map(|route| (&*route.name, ended(&route.name))).collect();
+        let expected = [
+            ("GET /whole", [1, 0, 0]),
+            ("GET /raises", [0, 1, 0]),
+            ("GET /fails", [0, 1, 0]),
+            ("GET /returns", [1, 0, 0]),
+            ("GET /at-once", [0, 1, 0]),
+            ("GET /awaitable", [1, 0, 0]),
+            ("GET /waits", [0, 0, 1]),
+            ("GET /swallows", [1, 0, 0]),
+            ("GET /early", [0, 0, 1]),
+            ("GET /all", [1, 0, 0]),
+            ("GET /nonsense", [1, 0, 0]),
+            ("WS /socket", [1, 0, 0]),
+            ("GET /hand", [2, 0, 0]),
+            ("GET /dropped", [0, 0, 2]),
+            ("GET /grasped", [1, 0, 0]),
+            ("GET /freed", [54, 0, 0]),
+        ];
+        assert_eq!(found, expected, "{python:?}");
+        for (function, phase) in
+            [("handler_keeps", Phase::Handler), ("streaming_keeps", Phase::Streaming), ("after_keeps", Phase::After)]
+        {
+            let is_of_function = |sample: &&RawSample| {
+                let frames = sample.stack.map_or(&[][..], |stack| &table.stacks[stack as usize]);
+                let mut codes = frames.iter().filter_map(|frame| frame.python());
+                codes.any(|(code, _)| table.codes[code as usize].function.ends_with(function))
+            };
+            let phases: Vec<u8> = table
+                .samples
+                .iter()
+                .filter(is_of_function)
+                .map(|sample| sample.record.flags >> PHASE_SHIFT & 3)
+                .collect();
+            // One request, and a WebSocket, whose messages are no response.
+            let right = phases.iter().filter(|found| **found == phase as u8).count();
+            assert!(right >= 400, "{python:?}: {function} {phases:?}");
         }
     }
 }
