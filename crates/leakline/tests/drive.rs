@@ -67,6 +67,35 @@ fn every_request_is_made_and_its_outcome_counted() {
     assert_eq!(asked.load(Ordering::Relaxed), 150);
 }
 
+/// Connections on which something was asked: by a client that keeps its own each is good for five answers.
+#[test]
+fn a_client_that_keeps_no_connection_opens_one_for_each_request() {
+    for (option, expected) in [(None, 4), (Some("--no-keep-alive"), 20)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let used = Arc::new(AtomicU64::new(0));
+        let counter = used.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answered = AtomicU64::new(0);
+                let _ = serve(stream, &answered);
+                counter.fetch_add(answered.into_inner().min(1), Ordering::Relaxed);
+            }
+        });
+        let arguments = ["--total", "20", "--route", "/ok/1"].into_iter().chain(option);
+        let output = leakline_drive(&[url.as_str()].into_iter().chain(arguments).collect::<Vec<_>>());
+        let tally: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(tally["statuses"]["200"], 20, "{tally:#}");
+        // The last one may be counted a moment later.
+        for _ in 0..6000 {
+            if used.load(Ordering::Relaxed) < expected {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        assert_eq!(used.load(Ordering::Relaxed), expected, "{option:?}");
+    }
+}
+
 #[test]
 fn traffic_without_one_answer_is_an_error() {
     let (url, _) = start();

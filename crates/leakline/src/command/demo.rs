@@ -20,6 +20,7 @@ use super::Global;
 use super::drive::ProgressLine;
 use crate::case::Case;
 use crate::case::service::free_port;
+use crate::drive::plan::{Behaviour, Plan};
 use crate::drive::{self, Server};
 use crate::failure::{Exit, Failure};
 use crate::target::process::{Identity, descendants};
@@ -91,7 +92,7 @@ impl Demo {
         }
         let service_port = service.as_ref().map(|service| service.port);
         let mut running = Running::start(case, &python, &folder, &global.dir(), service_port)?;
-        say("traffic", &described(case));
+        say("traffic", &described(&case.traffic));
         let before = running.resident_mb();
         let mut line = ProgressLine::new();
         let driven = drive::run(&running.server, &case.traffic, |tally| {
@@ -115,15 +116,18 @@ impl Demo {
     }
 }
 
-/// What the traffic is, in a line.
-fn described(case: &Case) -> String {
-    let plan = &case.traffic;
+/// What the traffic is, and what its clients do, in a line.
+fn described(plan: &Plan) -> String {
     let rate = match plan.rate {
         Some(rate) => format!(", {rate} a second"),
         None => String::new(),
     };
-    let routes: Vec<String> = plan.routes.iter().map(|route| format!("{} {}", route.method, route.path)).collect();
-    format!("{} requests{rate}: {}", plan.total, routes.join(", "))
+    let connections = if plan.keep_alive { "" } else { ", a connection for each" };
+    let routes = plan.routes.iter().map(|route| match route.client {
+        Behaviour::ReadAll => format!("{} {}", route.method, route.path),
+        client => format!("{} {} ({client})", route.method, route.path),
+    });
+    format!("{} requests{rate}{connections}: {}", plan.total, routes.collect::<Vec<_>>().join(", "))
 }
 
 /// A server under `leakline run`, which is stopped when this is dropped.
@@ -229,4 +233,21 @@ fn cache_dir() -> Result<PathBuf, Failure> {
     cache.map(|cache| cache.join("leakline")).ok_or_else(|| {
         Failure::new(Exit::Error, "there is no home folder to keep the environment in", "set $XDG_CACHE_HOME")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_says_what_its_clients_do() {
+        let text = "total = 40\nrate = 5\nkeep_alive = false\n[[route]]\npath = \"/feed\"\n\
+                    [[route]]\npath = \"/feed\"\nclient = { hang-up = 10 }\n\
+                    [[route]]\nmethod = \"HEAD\"\npath = \"/all\"\nclient = { ranges = { bytes = 100, at_once = 4 } }";
+        assert_eq!(
+            described(&Plan::parse(text).unwrap()),
+            "40 requests, 5 a second, a connection for each: GET /feed, GET /feed (hang up after 10 B), \
+             HEAD /all (download parts of 100 B, 4 at once)"
+        );
+    }
 }

@@ -122,6 +122,20 @@ pub enum Behaviour {
     },
 }
 
+/// In words, as behind a route: empty for a client that does what most do.
+impl fmt::Display for Behaviour {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Behaviour::ReadAll => Ok(()),
+            Behaviour::HangUp(0) => out.write_str("hang up after the headers"),
+            Behaviour::HangUp(bytes) => write!(out, "hang up after {bytes} B"),
+            Behaviour::Slow(bytes) => write!(out, "read {bytes} B a second"),
+            Behaviour::Malformed => out.write_str("send no HTTP"),
+            Behaviour::Ranges { bytes, at_once } => write!(out, "download parts of {bytes} B, {at_once} at once"),
+        }
+    }
+}
+
 /// `hang-up=10`, `slow=65536`, `malformed`, `ranges=1048576x4`.
 impl FromStr for Behaviour {
     type Err = Invalid;
