@@ -4,25 +4,20 @@
 //! inside the recorder already. Nobody waits long for it: an allocation that cannot be recorded at once is counted as
 //! lost, and a free that cannot be recorded is left in a small list that the next holder works off first.
 
+mod gate;
+
 use crate::clock;
+use gate::Gate;
 use leakline_table::layout::Loss;
 use leakline_table::writer::{Filter, Writer};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicU64, AtomicUsize, Ordering};
 
 /// The addresses of sampled blocks; asked by the hooks without the lock.
 pub(crate) static FILTER: Filter = Filter::new();
 
-/// The thread that holds the lock, 0 for none.
-static HOLDER: AtomicUsize = AtomicUsize::new(0);
-
-/// Frees that happened while another thread held the lock for long.
-static LATE_FREES: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-/// May there be any? Looking into all places at every entry would cost more than most entries do.
-static ANY_LATE_FREES: AtomicBool = AtomicBool::new(false);
-
-/// Allocations that were not recorded because the lock was held, until a holder counts them.
-static CONTENDED: AtomicU64 = AtomicU64::new(0);
+/// The lock, with room for frees that happen while another thread holds it for long.
+static GATE: Gate<64> = Gate::new();
 
 /// How often a thread looks whether the lock is free: some 20 to 100 µs, longer than the recorder ever works unless
 /// its thread was descheduled.
@@ -68,8 +63,8 @@ pub(crate) fn enter() -> Option<Recorder> {
 
 /// Counts the loss, where another thread has the lock.
 fn or_lost(recorder: Option<Recorder>) -> Option<Recorder> {
-    if recorder.is_none() && HOLDER.load(Ordering::Relaxed) != this_thread() {
-        CONTENDED.fetch_add(1, Ordering::Relaxed);
+    if recorder.is_none() && !GATE.is_held_by(this_thread()) {
+        GATE.lose();
     }
     recorder
 }
@@ -77,19 +72,12 @@ fn or_lost(recorder: Option<Recorder>) -> Option<Recorder> {
 /// `clock` tells when sampling began, and nothing for what is no sampling: no interval would lower what requests and sockets
 /// cost.
 fn acquire(clock: fn() -> Option<u64>) -> Option<Recorder> {
-    let thread = this_thread();
-    for _ in 0..PATIENCE {
-        match HOLDER.compare_exchange_weak(0, thread, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => {
-                let mut recorder = Recorder { entered: clock() };
-                recorder.catch_up();
-                return Some(recorder);
-            }
-            Err(holder) if holder == thread => return None,
-            Err(_) => std::hint::spin_loop(),
-        }
+    if !GATE.enter(this_thread(), PATIENCE) {
+        return None;
     }
-    None
+    let mut recorder = Recorder { entered: clock() };
+    recorder.catch_up();
+    Some(recorder)
 }
 
 /// Does something with the table, unless there is none or the lock cannot be had at once.
@@ -109,7 +97,7 @@ pub(crate) fn surely_enter() -> Option<Recorder> {
         unsafe { libc::sched_yield() };
     }
     // Only what was given up is a loss.
-    CONTENDED.fetch_add(1, Ordering::Relaxed);
+    GATE.lose();
     None
 }
 
@@ -132,15 +120,8 @@ pub(crate) fn freed(address: usize) {
         }
         return;
     }
-    if HOLDER.load(Ordering::Relaxed) == this_thread() {
-        return;
-    }
-    let free_place = LATE_FREES
-        .iter()
-        .find(|place| place.compare_exchange(0, address as u64, Ordering::Release, Ordering::Relaxed).is_ok());
-    match free_place {
-        Some(_) => ANY_LATE_FREES.store(true, Ordering::Release),
-        None => _ = CONTENDED.fetch_add(1, Ordering::Relaxed),
+    if !GATE.is_held_by(this_thread()) {
+        GATE.leave_free(address as u64);
     }
 }
 
@@ -170,23 +151,23 @@ impl Recorder {
 
     #[inline]
     fn catch_up(&mut self) {
-        if ANY_LATE_FREES.load(Ordering::Relaxed) || CONTENDED.load(Ordering::Relaxed) != 0 {
+        if GATE.has_work() {
             self.work_off();
         }
     }
 
     #[cold]
     fn work_off(&mut self) {
-        // Told first and looked at second: a free that comes in between is told again.
-        ANY_LATE_FREES.swap(false, Ordering::AcqRel);
-        let contended = CONTENDED.swap(0, Ordering::Relaxed);
-        let Some(writer) = self.writer() else { return };
-        for _ in 0..contended {
-            writer.lose(Loss::Contention);
-        }
-        for place in &LATE_FREES {
-            if place.load(Ordering::Relaxed) != 0 {
-                writer.died(place.swap(0, Ordering::Acquire));
+        let mut writer = self.writer();
+        // Without a table, too: an address that stayed would end a block of the next one's.
+        let lost = GATE.work_off(|address| {
+            if let Some(writer) = &mut writer {
+                writer.died(address);
+            }
+        });
+        if let Some(writer) = writer {
+            for _ in 0..lost {
+                writer.lose(Loss::Contention);
             }
         }
     }
@@ -197,7 +178,7 @@ impl Drop for Recorder {
         if let Some(entered) = self.entered {
             SPENT.fetch_add(clock::ticks().saturating_sub(entered).min(LONGEST_ENTRY), Ordering::Relaxed);
         }
-        HOLDER.store(0, Ordering::Release);
+        GATE.leave();
     }
 }
 
@@ -223,12 +204,8 @@ pub(crate) fn let_go() {
 /// In a forked child: forgets the parent's table and whoever held the lock, since only this thread lives on.
 pub(crate) fn begin_anew() {
     FORKING.store(0, Ordering::Relaxed);
-    HOLDER.store(this_thread(), Ordering::Relaxed);
+    GATE.seize(this_thread());
     let mut recorder = Recorder { entered: None };
     recorder.install(None);
-    for place in &LATE_FREES {
-        place.store(0, Ordering::Relaxed);
-    }
-    CONTENDED.store(0, Ordering::Relaxed);
     FILTER.clear();
 }
