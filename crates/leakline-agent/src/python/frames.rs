@@ -175,26 +175,24 @@ unsafe fn instruction(layout: &Layout, frame: usize, code: usize) -> u32 {
 /// The thread state is the calling thread's own.
 pub(crate) unsafe fn key(thread: ThreadState, seed: u64) -> u64 {
     let layout = layout::chosen();
-    // Without this each code object would be waited for in its turn.
     // SAFETY: every x86-64 has the instruction, and it does no harm, whatever the address.
     let fetch = |address: usize| unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
-    let (mut key, mut fetched, mut depth) = (seed, 0, 0);
+    let (mut frames, mut depth) = ([Frame { code: 0, instruction: 0 }; DEPTH], 0);
     // SAFETY: the caller's promise; the layout was verified before the first sample. Code objects of live frames live.
     unsafe {
+        // Looked at only when all are on their way, so that they are not waited for one after the other.
         walk(layout, thread, |frame| {
             fetch(frame.code + layout.code_first_line);
             fetch(frame.code + layout.code_function);
-            fetched += 1;
-            fetched < DEPTH
-        });
-        walk(layout, thread, |frame| {
-            let code = CodeKey { address: frame.code as u64, fingerprint: fingerprint(layout, frame.code) };
-            key = mix(key ^ code.address, code.fingerprint ^ u64::from(frame.instruction));
+            frames[depth] = frame;
             depth += 1;
             depth < DEPTH
         });
+        frames[..depth].iter().fold(seed, |key, frame| {
+            let fingerprint = fingerprint(layout, frame.code);
+            mix(key ^ frame.code as u64, fingerprint ^ u64::from(frame.instruction))
+        })
     }
-    key
 }
 
 /// Changes when another code object comes to lie where one was.
