@@ -4,9 +4,11 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
 
     native.begin(method, path) -> handle   0 when this context serves a request already: then do nothing more
     native.phase(handle, phase)            of the current context's request where the handle is 0
-    native.respond(iterable, file_wrapper) -> iterable
-                                           the current request streams; what is returned marks when it is closed, unless
-                                           it is a file wrapper of the server's own, whose type is given
+    native.before_request(setting, meant) -> hook
+    native.after_request(setting, judge) -> hook
+                                           gunicorn's, by which requests begin and end, around those of its settings
+    native.phased(application) -> application
+                                           the same, marks where its response begins and is closed
     native.status(handle, status)          a status of 500 or more makes an ok end an error
     native.route(template)                 of the current context's request; the last call wins
     native.end(handle, outcome)            idempotent; with a third argument, the next request begins in this context
@@ -40,7 +42,6 @@ STREAMING = 1
 CLOSING = 2
 
 begin = native.begin
-respond = native.respond
 end = native.end
 
 # Module name to what went wrong when it was instrumented. The module is then as it would be without us.
@@ -289,67 +290,29 @@ def end_when_closed(file, handle):
         end(handle, OK)
 
 
-def phased(application):
-    """The application that serves as `application` does and marks where its response begins and is closed, for a server
-    that tells us by other ways when the request ends."""
-
-    def serve(environ, start_response):
-        return respond(application(environ, start_response), environ["wsgi.file_wrapper"])
-
-    return serve
-
-
 def instrument_gunicorn(module):
     """Puts a hook before and after each request, around those that the user has configured."""
     worker_class = module.SyncWorker if module.__name__.endswith("sync") else module.ThreadWorker
     # Gunicorn has imported it long since.
     from urllib.parse import unquote
 
+    def plain(path):
+        return unquote(path if path.isascii() else meant(path))
+
+    def judge(error):
+        return ABORTED if client_is_gone(error) else ERROR
+
     def add_hooks(config):
         name_server("gunicorn")
-        before, after = config.settings["pre_request"], config.settings["post_request"]
-
-        def pre_request(worker, request):
-            try:
-                path = request.path
-                if not path.isascii():
-                    path = meant(path)
-                if "%" in path:
-                    path = unquote(path)
-                request._leakline_handle = begin(request.method, path)
-            except Exception:
-                pass
-            before.value(worker, request)
-
-        def post_request(worker, request, environ, response):
-            # Gunicorn calls us in a `finally`.
-            error = sys.exc_info()[1]
-            try:
-                after.value(worker, request, environ, response)
-            finally:
-                try:
-                    handle = request._leakline_handle
-                except AttributeError:
-                    handle = 0
-                if handle:
-                    if error is not None:
-                        outcome = ABORTED if client_is_gone(error) else ERROR
-                    elif response is not None and (response.status or "") >= "5":
-                        outcome = ERROR
-                    else:
-                        outcome = OK
-                    # The next request of this thread begins in the same context.
-                    end(handle, outcome, True)
-
         # Gunicorn looks its settings up in `__getattr__`, which is asked for what the instance itself does not have.
         # What is here saves that detour twice a request, which pays for a good part of the hooks.
-        replace(config, "pre_request", pre_request)
-        replace(config, "post_request", post_request)
+        replace(config, "pre_request", native.before_request(config.settings["pre_request"], plain))
+        replace(config, "post_request", native.after_request(config.settings["post_request"], judge))
 
     def observe(worker):
         try:
             add_hooks(worker.cfg)
-            replace(worker, "wsgi", phased(worker.wsgi))
+            replace(worker, "wsgi", native.phased(worker.wsgi))
         except Exception as error:
             leave_alone(module.__name__, error)
 

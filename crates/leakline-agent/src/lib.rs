@@ -9,6 +9,7 @@
 //! native/        what is known of native code: modules, unwinding; the agent's own memory
 //! stack          one stack of both
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
+//! gunicorn       its hooks, which begin and end a request
 //! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
 //! attach         how a command that came later brings the agent in, and out again
@@ -27,6 +28,7 @@ mod config;
 mod end;
 mod exchange;
 mod fork;
+mod gunicorn;
 mod hooks;
 mod message;
 mod native;

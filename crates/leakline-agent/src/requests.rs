@@ -4,9 +4,9 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, end, exchange, recorder, response, sampler, snapshot, sockets, table};
+use crate::{clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, table};
 use leakline_table::layout::{Loss, Phase};
-use leakline_table::writer::{Ending, IN_FLIGHT, Moment};
+use leakline_table::writer::{Ending, IN_FLIGHT, Moment, slot};
 use std::ffi::CStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -52,16 +52,18 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 16] = [
+static FUNCTIONS: [MethodDef; 18] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
     install::method(c"status", status),
     install::method(c"server", server),
     install::method(c"phase", phase),
-    install::method(c"respond", response::respond),
     install::method(c"exchange", exchange::exchange),
     install::method(c"exchange_by", exchange::exchange_by),
+    install::method(c"before_request", gunicorn::before_request),
+    install::method(c"after_request", gunicorn::after_request),
+    install::method(c"phased", gunicorn::phased),
     install::method(c"amend", amend),
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
@@ -95,7 +97,8 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         CURRENT.store(variable, Ordering::Relaxed);
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
         response::prepare(api)?;
-        exchange::prepare(api)
+        exchange::prepare(api)?;
+        gunicorn::prepare(api)
     }
 }
 
@@ -197,28 +200,43 @@ unsafe fn unless_ended_here(handle: u64, thread: ThreadState) -> u64 {
 
 /// See [`GOES_ON_IN`].
 fn goes_on_in(handle: u64) -> &'static AtomicUsize {
-    &GOES_ON_IN[handle as usize % IN_FLIGHT]
+    &GOES_ON_IN[slot(handle)]
 }
 
-/// Gives the variable a handle as its value in this thread's context, or 0. What that takes is on behalf of a request.
-/// Returns the integer that stands for the handle: a new reference, or null where there is no memory for one.
+/// From now on this context works for a request that begins.
 ///
 /// # Safety
 /// The GIL of the main interpreter is held, no exception is set.
-unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) -> Object {
-    // SAFETY: the GIL is held, the variable lives for good; the token is a new reference or null. Should a collection run
-    // somebody's code meanwhile, which lets go of the GIL, then another thread's nodes may be nobody's or this request's.
+unsafe fn begin_current(api: &Api, handle: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let thread = (api.thread_state_unchecked)();
+        if !CURRENT_BY_LOADS.get().is_some_and(|current| current.change(thread, handle)) {
+            set_current(api, handle, handle);
+        }
+    }
+}
+
+/// Gives the variable a handle as its value in this thread's context, or 0. What that takes is on behalf of a request.
+///
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) {
+    // SAFETY: the GIL is held, the variable lives for good; integer and token are new references or null. Should a collection
+    // run somebody's code meanwhile, which lets go of the GIL, then another thread's nodes may be nobody's or this request's.
     unsafe {
         SETTING.1.store(on_behalf_of, Ordering::Relaxed);
         SETTING.0.store((api.thread_state_unchecked)() as usize, Ordering::Relaxed);
         let object = (api.long_from)(handle);
         if !object.is_null() {
             let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), object);
-            drop_reference(api, token);
+            // The integer is the context's alone from now on.
+            for object in [object, token].into_iter().filter(|object| !object.is_null()) {
+                (api.decref)(object);
+            }
         }
         api.clear_error();
         SETTING.0.store(0, Ordering::Relaxed);
-        object
     }
 }
 
@@ -248,11 +266,9 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
     // SAFETY: called by Python code, hence with the GIL held and no exception set; so in all functions below.
     unsafe {
         let Some([method, path]) = arguments(start, count) else { return (api.long_from)(0) };
-        let outer = if count > 2 { 0 } else { current(api) };
-        match begin_within(outer, install::utf8(api, *method), install::utf8(api, *path)) {
-            0 => (api.long_from)(0),
-            handle => set_current(api, handle, handle),
-        }
+        let (method, path) = (install::utf8(api, *method), install::utf8(api, *path));
+        let handle = if count > 2 { open(api, method, path) } else { open_within(api, current(api), method, path) };
+        (api.long_from)(handle)
     }
 }
 
@@ -262,10 +278,20 @@ unsafe extern "C" fn begin(_module: Object, start: *const Object, count: isize) 
 /// The GIL of the main interpreter is held, no exception is set.
 pub(crate) unsafe fn open(api: &Api, method: &[u8], path: &[u8]) -> u64 {
     // SAFETY: the caller's promise.
+    unsafe { open_within(api, 0, method, path) }
+}
+
+/// Begins a request, unless this one is in flight, and makes it the current context's. 0 where that is so, or no other has
+/// room.
+///
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+pub(crate) unsafe fn open_within(api: &Api, outer: u64, method: &[u8], path: &[u8]) -> u64 {
+    // SAFETY: the caller's promise.
     unsafe {
-        let handle = begin_within(0, method, path);
+        let handle = begin_within(outer, method, path);
         if handle != 0 {
-            drop_reference(api, set_current(api, handle, handle));
+            begin_current(api, handle);
         }
         handle
     }
@@ -298,15 +324,25 @@ unsafe extern "C" fn end(_module: Object, start: *const Object, count: isize) ->
     // SAFETY: as in begin.
     unsafe {
         if let Some([handle, outcome]) = arguments(start, count) {
-            let (handle, outcome) = (python::unsigned(*handle), (api.long_as)(*outcome));
-            conclude(api, handle, outcome.min(2) as u8);
-            if count > 2 {
-                goes_on_in(handle).store(python::context((api.thread_state_unchecked)()), Ordering::Relaxed);
-            } else if current(api) == handle {
-                drop_reference(api, set_current(api, 0, handle));
-            }
+            end_request(api, python::unsigned(*handle), (api.long_as)(*outcome), count > 2);
         }
         api.new_none()
+    }
+}
+
+/// A request ends; `goes_on` where the server begins its next request in this context.
+///
+/// # Safety
+/// The GIL of the main interpreter is held, no exception is set.
+pub(crate) unsafe fn end_request(api: &Api, handle: u64, outcome: u64, goes_on: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        conclude(api, handle, outcome.min(2) as u8);
+        if goes_on {
+            goes_on_in(handle).store(python::context((api.thread_state_unchecked)()), Ordering::Relaxed);
+        } else if current(api) == handle {
+            set_current(api, 0, handle);
+        }
     }
 }
 
@@ -411,7 +447,7 @@ unsafe extern "C" fn resume(_module: Object, start: *const Object, count: isize)
         if let Some([handle]) = arguments(start, count) {
             // The shim hands back an integer that this file made.
             let handle = python::unsigned(*handle);
-            drop_reference(api, set_current(api, handle, handle));
+            set_current(api, handle, handle);
         }
         api.new_none()
     }

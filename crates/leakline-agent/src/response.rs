@@ -56,27 +56,26 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// `respond(inner, file_wrapper) -> iterable`: the current context's request begins to send its response. A server knows its
-/// own file wrapper by the type and may hand the file to the kernel, so that goes back as it is.
-pub(crate) unsafe extern "C" fn respond(_module: Object, start: *const Object, count: isize) -> Object {
-    let Some(api) = api::get() else { return std::ptr::null_mut() };
-    // SAFETY: called by Python code, hence with the GIL held and no exception set; so in all functions below. What the
-    // type's own allocator makes is zeroed, and known to the collector.
+/// The current context's request begins to send its response: takes the application's iterable and returns ours. A server
+/// knows its own file wrapper by the type and may hand the file to the kernel, so that goes back as it is.
+///
+/// # Safety
+/// The GIL is held, no exception is set; so in all functions below, which Python code calls.
+pub(crate) unsafe fn respond(api: &Api, inner: Object, file_wrapper: Object) -> Object {
+    // SAFETY: the caller's promise. What the type's own allocator makes is zeroed, and known to the collector.
     unsafe {
-        let Some([inner, file_wrapper]) = requests::arguments(start, count) else { return api.new_none() };
         let handle = requests::current(api);
         requests::mark(handle, Phase::Streaming);
-        (api.incref)(*inner);
-        if (api.is_subtype)(class::of(*inner), *file_wrapper) != 0 {
-            return *inner;
+        if (api.is_subtype)(class::of(inner), file_wrapper) != 0 {
+            return inner;
         }
         let response = (api.allocate)(TYPE.load(Ordering::Relaxed), 0);
         if response.is_null() {
             (api.err_clear)();
-            return *inner;
+            return inner;
         }
         let made = &mut *response.cast::<Response>();
-        (made.held, made.handle) = ([*inner], handle);
+        (made.held, made.handle) = ([inner], handle);
         response
     }
 }

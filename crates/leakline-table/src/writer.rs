@@ -19,7 +19,7 @@ mod watch;
 
 pub use memory::Filter;
 pub use names::{CodeKey, CodeText};
-pub use requests::{Ending, IN_FLIGHT, Life};
+pub use requests::{Ending, IN_FLIGHT, Life, slot};
 pub use samples::{Birth, Transit};
 pub use sockets::Way;
 

@@ -41,9 +41,29 @@ class Native:
     def phase(self, handle, phase):
         self.requests[(handle or self.current.get()) - 1].phase = phase
 
-    def respond(self, inner, file_wrapper):
-        self.phase(0, STREAMING)
-        return inner if isinstance(inner, file_wrapper) else Response(self, inner)
+    def before_request(self, setting, meant):
+        def pre_request(worker, request):
+            request.handle = self.begin(request.method, meant(request.path))
+            setting.value(worker, request)
+
+        return pre_request
+
+    def after_request(self, setting, judge):
+        def post_request(worker, request, environ, response):
+            error = sys.exc_info()[1]
+            setting.value(worker, request, environ, response)
+            failed = ERROR if response.status >= "5" else OK
+            self.end(request.handle, failed if error is None else judge(error), True)
+
+        return post_request
+
+    def phased(self, application):
+        def serve(environ, start_response):
+            inner = application(environ, start_response)
+            self.phase(0, STREAMING)
+            return inner if isinstance(inner, environ["wsgi.file_wrapper"]) else Response(self, inner)
+
+        return serve
 
     def status(self, handle, status):
         self.requests[handle - 1].status = status

@@ -103,6 +103,7 @@ api! {
     err_set: "PyErr_SetString" => unsafe extern "C" fn(Object, *const c_char),
     err_set_none: "PyErr_SetNone" => unsafe extern "C" fn(Object),
     err_set_object: "PyErr_SetObject" => unsafe extern "C" fn(Object, Object),
+    handled: "PyErr_GetExcInfo" => unsafe extern "C" fn(*mut Object, *mut Object, *mut Object),
     incref: "Py_IncRef" => unsafe extern "C" fn(Object),
     decref: "Py_DecRef" => unsafe extern "C" fn(Object),
     compile: "Py_CompileString" => unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object,
@@ -119,13 +120,18 @@ api! {
     module_add_functions: "PyModule_AddFunctions" => unsafe extern "C" fn(Object, *const MethodDef) -> c_int,
     import: "PyImport_ImportModule" => unsafe extern "C" fn(*const c_char) -> Object,
     get_attribute: "PyObject_GetAttrString" => unsafe extern "C" fn(Object, *const c_char) -> Object,
+    attribute: "PyObject_GetAttr" => unsafe extern "C" fn(Object, Object) -> Object,
+    get_item: "PyObject_GetItem" => unsafe extern "C" fn(Object, Object) -> Object,
+    tuple_pack: "PyTuple_Pack" => unsafe extern "C" fn(isize, ...) -> Object,
+    tuple_get: "PyTuple_GetItem" => unsafe extern "C" fn(Object, isize) -> Object,
+    function_new: "PyCFunction_NewEx" => unsafe extern "C" fn(*const MethodDef, Object, Object) -> Object,
     call: "PyObject_CallObject" => unsafe extern "C" fn(Object, Object) -> Object,
     call_with: "PyObject_CallFunctionObjArgs" => unsafe extern "C" fn(Object, ...) -> Object,
     call_method: "PyObject_CallMethodObjArgs" => unsafe extern "C" fn(Object, Object, ...) -> Object,
-    function_new: "PyCFunction_NewEx" => unsafe extern "C" fn(*const MethodDef, Object, Object) -> Object,
     is_true: "PyObject_IsTrue" => unsafe extern "C" fn(Object) -> c_int,
     size: "PyObject_Size" => unsafe extern "C" fn(Object) -> isize,
     type_from_spec: "PyType_FromSpec" => unsafe extern "C" fn(*const super::class::Spec) -> Object,
+    vectorcall: "PyObject_VectorcallDict" or "_PyObject_FastCallDict" => unsafe extern "C" fn(Object, *const Object, usize, Object) -> Object,
     is_subtype: "PyType_IsSubtype" => unsafe extern "C" fn(Object, Object) -> c_int,
     allocate: "PyType_GenericAlloc" => unsafe extern "C" fn(Object, isize) -> Object,
     collector_forget: "PyObject_GC_UnTrack" => unsafe extern "C" fn(Object),
@@ -140,7 +146,6 @@ api! {
     coroutine_type: "PyCoro_Type" => Object,
     dict_type: "PyDict_Type" => Object,
     list_type: "PyList_Type" => Object,
-    tuple_get: "PyTuple_GetItem" => unsafe extern "C" fn(Object, isize) -> Object,
     tuple_type: "PyTuple_Type" => Object,
     float_type: "PyFloat_Type" => Object,
 }
@@ -276,6 +281,17 @@ impl Api {
                 (self.err_clear)();
             }
         }
+    }
+
+    /// Takes the exception that is set: type, value and traceback.
+    ///
+    /// # Safety
+    /// The caller holds the GIL, and restores what it gets.
+    pub(crate) unsafe fn fetch(&self) -> [Object; 3] {
+        let [mut kind, mut error, mut trace] = [std::ptr::null_mut(); 3];
+        // SAFETY: the caller's promise.
+        unsafe { (self.err_fetch)(&mut kind, &mut error, &mut trace) };
+        [kind, error, trace]
     }
 
     /// A new reference to None.

@@ -279,22 +279,31 @@ fn calls_on_sockets_are_what_they_were() {
     }
 }
 
-/// The context in which a request has ended holds its handle on, and stands for no request; copies of it still do.
+/// The context in which a request has ended holds its handle on, and stands for no request; copies of it still do, and keep
+/// standing for theirs when the next request has taken its place.
 #[test]
 fn what_a_server_does_between_requests_is_no_requests() {
     for python in pythons() {
-        let ran = run(&python, "worker.py", "", &[EXACT]);
+        let ran = run(&python, "worker.py", "", &[EXACT, LARGE_TABLE]);
         let table = ran.folder.table();
         assert_eq!(table.server, "gunicorn", "{python:?}");
-        let requests: Vec<(&str, u64)> =
-            table.routes.iter().map(|route| (&*route.name, route.record.requests[0])).collect();
-        assert_eq!(requests, [("", 0), ("GET /first", 1), ("GET /task", 300)], "{python:?}");
-        // The last one is the shim's, which sets the variable.
-        for (function, owner) in [
-            ("request_keeps", OWNER_SETTLED),
-            ("server_keeps", OWNER_NONE),
-            ("task_keeps", OWNER_SETTLED),
-            ("pre_request", OWNER_SETTLED),
+        let requests: BTreeMap<&str, [u64; 3]> =
+            table.routes.iter().map(|route| (&*route.name, route.record.requests)).collect();
+        let served = ["first", "copied", "plain", "changed", "held", "last", "kafe", "failing", "raising", "hook"];
+        assert_eq!(requests.len(), 2 + served.len(), "{python:?}: {requests:?}");
+        assert_eq!(requests["GET /task"], [300, 0, 0], "{python:?}");
+        for path in served {
+            let outcomes = if matches!(path, "failing" | "raising") { [0, 1, 0] } else { [1, 0, 0] };
+            assert_eq!(requests.get(&*format!("GET /{path}")), Some(&outcomes), "{python:?}: {path}");
+        }
+        // The last one calls the hook, which sets the variable.
+        for (function, route) in [
+            ("request_keeps", "GET /first"),
+            ("server_keeps", ""),
+            ("task_keeps", "GET /first"),
+            ("copy_works", "GET /copied"),
+            ("changed_one_works", "GET /changed"),
+            ("begins", "GET /task"),
         ] {
             let is_of_function = |sample: &&RawSample| {
                 let frames = sample.stack.map_or(&[][..], |stack| &table.stacks[stack as usize]);
@@ -303,12 +312,17 @@ fn what_a_server_does_between_requests_is_no_requests() {
                     .filter_map(|frame| frame.python())
                     .any(|(code, _)| table.codes[code as usize].function.ends_with(function))
             };
-            let blocks: Vec<u8> =
-                table.samples.iter().filter(is_of_function).map(|sample| sample.record.owner).collect();
+            let owner = if route.is_empty() { OWNER_NONE } else { OWNER_SETTLED };
+            let blocks: Vec<(u8, &str)> = table
+                .samples
+                .iter()
+                .filter(is_of_function)
+                .map(|sample| (sample.record.owner, &*table.routes[sample.record.route as usize].name))
+                .collect();
             assert!(blocks.len() >= 300, "{python:?}: {function} keeps 300 blocks, {} were seen", blocks.len());
-            // What CPython makes for a function that it runs for the first time is nobody's.
-            let others = blocks.iter().filter(|found| **found != owner).count();
-            assert!(others <= usize::from(function == "pre_request") * 10, "{python:?}: {function} {blocks:?}");
+            // What CPython makes for a function that it runs for the first time is nobody's, and other requests begin there, too.
+            let others = blocks.iter().filter(|found| **found != (owner, route)).count();
+            assert!(others <= usize::from(function == "begins") * 30, "{python:?}: {function} {blocks:?}");
         }
     }
 }

@@ -40,6 +40,11 @@ pub struct Ending {
 
 /// Requests that are followed at the same time.
 pub const IN_FLIGHT: usize = 1024;
+
+/// The slot of a request in flight, by its handle.
+pub fn slot(handle: u64) -> usize {
+    handle as usize % IN_FLIGHT
+}
 /// Bytes of a request's route, method and path, that are kept until its end.
 const NAME_BYTES: usize = 208;
 /// Parked blocks that are watched: as many as CPython's lists of dicts, key tables, lists and floats hold, and a part of
