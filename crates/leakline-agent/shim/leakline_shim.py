@@ -28,7 +28,7 @@ The client has gone when the server stops in the midst of a response because its
 response while that error passes through. Waitress keeps what it has to send in a buffer and learns it later.
 
 The wrappers cost 12,000 instructions on 3.11 and 3.13, and 20,000 on 3.7 and 3.8: 3 to 4 % of a Flask request that does
-nothing. Gunicorn's hooks cost 1,700 to 2,700 (bench/README.md).
+nothing. Gunicorn's hooks are the agent's (bench/README.md).
 """
 
 import os
