@@ -17,7 +17,7 @@ class Upload:
             raise OSError("the quota is exceeded")
 
 
-# expect: leak GET /export/<int:number> when error at app.py:export, mixed in ujson, 67822 B/request within 15 %, never when ok
+# expect: leak GET /export/<int:number> when error at app.py:export, mixed in ujson, 67822 B/request within 15 %, lost 60 %, never when ok
 @app.route("/export/<int:number>")
 def export(number):
     ujson.dump(ROWS, Upload(quota=50_000 if number % 2 else 100_000))

@@ -12,6 +12,8 @@
 //! make it anew); so a fork waits for that moment to pass.
 
 mod child;
+mod heaps;
+mod lost;
 mod memory;
 mod walk;
 
@@ -290,7 +292,8 @@ unsafe fn copy(api: &Api, call: &Call) -> Copied {
     let mut file = table::heap_path();
     let mut unfinished = table::heap_path();
     unfinished.put(b".part");
-    let (Some(path), Some(unfinished)) = (file.c_str(), unfinished.c_str()) else {
+    let mut table = table::own_path();
+    let (Some(path), Some(unfinished), Some(table)) = (file.c_str(), unfinished.c_str(), table.c_str()) else {
         return Copied { pid: 0, errno: libc::ENAMETOOLONG as u32, pause_ns: 0 };
     };
     // SAFETY: a state of this thread's own, made, used and deleted here. The rest are system calls.
@@ -306,6 +309,7 @@ unsafe fn copy(api: &Api, call: &Call) -> Copied {
             api,
             path,
             unfinished,
+            table,
             most_bytes: (*call.0).most_bytes,
             most_seconds: (*call.0).most_seconds,
             header: child::header(

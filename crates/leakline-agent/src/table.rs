@@ -80,12 +80,21 @@ pub(crate) fn map_header() -> Option<*mut Header> {
     }
 }
 
+/// Where this process's table lies.
+pub(crate) fn own_path() -> Text<4096> {
+    own(b".leakline")
+}
+
 /// Where the heap snapshots of this process lie: beside its table.
 pub(crate) fn heap_path() -> Text<4096> {
+    own(b".heap")
+}
+
+fn own(extension: &[u8]) -> Text<4096> {
     let tables = config::get().map_or(c"", |config| config.tables);
     // SAFETY: has no preconditions.
     let pid = unsafe { libc::getpid() as u32 };
-    named(tables, pid, process_start_ticks(), b".heap")
+    named(tables, pid, process_start_ticks(), extension)
 }
 
 /// Takes away the table that this process has left behind if it was a Python before: a child that a server forks to

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0      HeapHeader (128 bytes); `complete` is written last
-//! 128    object, object, …
+//! 128    object, object, …, 0, lost, lost, …, 0
 //!
 //! object    what + 1        what it has, see `HAS_…`, `IS_…`, BUFFERS_SHIFT      (0 would end the stream)
 //!           address         the distance to the last object's address, in units of 8 bytes, zigzag
@@ -21,6 +21,8 @@
 //!           name + 3 target an attribute, key or variable; the next name that is not in use yet is followed by its text
 //! target    the distance to the last target's address in this object, in units of 8 bytes, zigzag; the first one to the
 //!           object's own
+//! lost      a sampled block that nothing points to: the distance to the last one's address, in units of 8 bytes; the first
+//!           one to 0
 //! ```
 //!
 //! Numbers are unsigned LEB128 (seven bits a byte, the lowest first, the eighth says that more follow); zigzag maps 0, -1,
@@ -35,7 +37,7 @@ pub use write::{Buffer, Encoder, Name, ObjectHead, Sink, TypeName};
 /// The first eight bytes of every snapshot.
 pub const MAGIC: [u8; 8] = *b"LEAKHEAP";
 /// Raised when an older reader would misread the file.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// [`ObjectHead::length`] is there.
 pub const HAS_LENGTH: u64 = 1;
@@ -69,6 +71,18 @@ pub const LIMITED: [(&str, &str); 7] = [
     ("_MAXCACHE2", "_cache2"),
     ("MAX_CACHE_SIZE", "_parse_cache"),
 ];
+
+/// What came of the search for sampled blocks that nothing points to; [`HeapHeader::search`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Search {
+    /// The samples, or the list of what the process has mapped, could not be read.
+    Impossible = 0,
+    /// All memory was looked through.
+    Done = 1,
+    /// There was too much memory for the time.
+    OutOfTime = 2,
+}
 
 /// How the child that writes a snapshot ends; its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +129,15 @@ crate::layout::record! {
         names_dropped: u64,
         /// Bytes of the collector's head.
         collector_head: u64,
+        /// Processor time that it took to find and write the objects, ns.
+        walk_ns: u64,
+        /// Was there a search for blocks that nothing points to: a [`Search`].
+        search: u64,
+        /// Sampled blocks that were searched for.
+        searched: u64,
+        /// Of these, those that nothing points to.
+        lost: u64,
         /// Zero.
-        reserved: [u64; 5],
+        reserved: u64,
     }
 }

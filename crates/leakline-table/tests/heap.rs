@@ -4,7 +4,7 @@
 mod exercise;
 
 use leakline_table::heap::{
-    Buffer, Encoder, Heap, HeapHeader, MAGIC, Name, ObjectHead, Sink, TEXT_BYTES, TypeName, VERSION,
+    Buffer, Encoder, Heap, HeapHeader, MAGIC, Name, ObjectHead, Search, Sink, TEXT_BYTES, TypeName, VERSION,
 };
 use leakline_table::reader::Refusal;
 use leakline_table::writer::Random;
@@ -72,7 +72,7 @@ fn twins(seed: u64, count: usize) -> Vec<Twin> {
         .collect()
 }
 
-fn encoded(twins: &[Twin]) -> Vec<u8> {
+fn encoded(twins: &[Twin], lost: &[u64]) -> Vec<u8> {
     let mut encoder = Encoder::new(Bytes::default());
     let (mut types, mut names) = (HashMap::new(), HashMap::new());
     for twin in twins {
@@ -104,7 +104,7 @@ fn encoded(twins: &[Twin]) -> Vec<u8> {
         }
         encoder.end();
     }
-    let (stream, objects, edges) = encoder.finish();
+    let (stream, objects, edges) = encoder.finish(lost.iter().copied());
     let header = HeapHeader {
         magic: MAGIC,
         version: VERSION,
@@ -119,7 +119,11 @@ fn encoded(twins: &[Twin]) -> Vec<u8> {
         stream_bytes: stream.0.len() as u64,
         names_dropped: 0,
         collector_head: 16,
-        reserved: [0; 5],
+        walk_ns: 4,
+        search: Search::Done as u64,
+        searched: 5,
+        lost: lost.len() as u64,
+        reserved: 0,
     };
     // SAFETY: a repr(C) record without padding.
     let header: [u8; HeapHeader::BYTES] = unsafe { std::mem::transmute(header) };
@@ -156,17 +160,18 @@ fn decoded(heap: &Heap) -> Vec<Twin> {
 fn what_is_written_is_read() {
     for seed in 1..20 {
         let twins = twins(seed, 300);
-        let heap = exercise::read(&encoded(&twins)).expect("it is genuine");
-        assert_eq!(decoded(&heap), twins);
+        let lost: Vec<u64> = (1..seed).map(|number| number * seed << (4 + seed)).collect();
+        let heap = exercise::read(&encoded(&twins, &lost)).expect("it is genuine");
+        assert_eq!((decoded(&heap), heap.lost), (twins, lost));
     }
-    assert!(exercise::read(&encoded(&[])).expect("an empty one is whole").objects.is_empty());
+    assert!(exercise::read(&encoded(&[], &[])).expect("an empty one is whole").objects.is_empty());
 }
 
 #[test]
 fn a_list_of_one_object_takes_no_room() {
     let mut twin = twins(1, 1).remove(0);
     twin.edges = vec![(None, 0x7F00_0000_1000); 1_000_000];
-    let bytes = encoded(&[twin]);
+    let bytes = encoded(&[twin], &[]);
     assert!(bytes.len() < 400, "{} bytes", bytes.len());
     assert_eq!(exercise::read(&bytes).expect("it is genuine").edges[0].count, 1_000_000);
 }
@@ -175,13 +180,13 @@ fn a_list_of_one_object_takes_no_room() {
 fn long_names_are_cut() {
     let mut twin = twins(1, 1).remove(0);
     twin.of = "t".repeat(500);
-    let heap = exercise::read(&encoded(&[twin])).expect("it is genuine");
+    let heap = exercise::read(&encoded(&[twin], &[])).expect("it is genuine");
     assert_eq!(heap.types[0].len(), TEXT_BYTES);
 }
 
 #[test]
 fn a_cut_file_is_refused() {
-    let whole = encoded(&twins(3, 100));
+    let whole = encoded(&twins(3, 100), &[0x5000, 0x6010]);
     for length in (0..whole.len()).step_by(7).chain([HeapHeader::BYTES, whole.len() - 1]) {
         let refusal = exercise::read(&whole[..length]).expect_err("it is cut");
         assert!(matches!(refusal, Refusal::TooShort { .. } | Refusal::Damaged { .. }), "{refusal:?}");
@@ -199,7 +204,7 @@ fn a_cut_file_is_refused() {
 
 #[test]
 fn flipped_bytes_do_no_harm() {
-    let whole = encoded(&twins(5, 60));
+    let whole = encoded(&twins(5, 60), &[0x5000, 0x6010]);
     let mut random = Random::new(9);
     let mut refused = 0;
     for _ in 0..4000 {

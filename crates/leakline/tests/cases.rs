@@ -11,6 +11,8 @@
 //!     bytes as GET PATH within P %         the server itself answers with the exact number of bytes that were kept
 //!     share P %                            of all routes' live bytes, this route has at least so much
 //!     held by TEXT                         a heap snapshot of the running server says that this holds it
+//!     lost N %                             so much of it at least has no pointer to it left
+//!     held                                 there is a pointer to all of it, but for a twentieth at most
 //!     each TYPE by TEXT                    the same of the objects of a type
 //!     bound N bytes within P %             and that this is what a full cache will hold
 //!     never when OUTCOME                   beside it stand the route's requests of that outcome, and leave next to nothing
@@ -72,6 +74,8 @@ enum Clause {
     AtLeast(f64),
     Remedy(String),
     HeldBy(String),
+    Lost(f64),
+    Held,
     Each { of: String, by: String },
     Bound { bytes: f64, within: f64 },
 }
@@ -152,6 +156,8 @@ fn clause(text: &str) -> Clause {
             let by = text.split_once(" by ").map(|(_, by)| by.to_owned()).unwrap_or_default();
             Clause::Each { of: of.to_owned(), by }
         }
+        ["lost", percent, "%"] => Clause::Lost(number(percent) / 100.0),
+        ["held"] => Clause::Held,
         ["held", "by", ..] => Clause::HeldBy(text["held by ".len()..].to_owned()),
         _ => panic!("{text:?} is no clause of an expectation"),
     }
@@ -338,6 +344,13 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
                 }
             }
             Clause::Each { .. } => {}
+            Clause::Lost(_) | Clause::Held => {
+                let lost = first["definitely_lost"].as_f64().ok_or("no snapshot has told what is lost")?;
+                let is_expected = if let Clause::Lost(least) = clause { lost >= *least } else { lost <= 0.05 };
+                if !is_expected {
+                    return Err(format!("{:.1} % of it are lost, and not {clause:?}", lost * 100.0));
+                }
+            }
             Clause::Bound { bytes, within } => near(
                 first["holder"]["bound_bytes"].as_f64().unwrap_or(0.0),
                 *bytes,
@@ -482,10 +495,12 @@ cases! {
     holder_bounded_lru_cache "holders/bounded_lru_cache"
     holder_bounded_regexes "holders/bounded_regexes"
     holder_bounded_sqlalchemy "holders/bounded_sqlalchemy"
+    holder_bounded_urls "holders/bounded_urls"
     holder_cached_list "holders/cached_list"
     holder_class_dict "holders/class_dict"
     holder_closure "holders/closure"
     holder_context "holders/context"
+    holder_environment "holders/environment"
     holder_errors "holders/errors"
     holder_extension "holders/extension"
     holder_garbage "holders/garbage"

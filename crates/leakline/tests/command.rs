@@ -65,29 +65,6 @@ fn signals_reach_the_server() {
     }
 }
 
-/// Runs its arguments in a terminal of their own, presses Ctrl-C when they say that they are ready, and exits with
-/// their exit code, or with 77 where there are no terminals.
-const PRESSES_CTRL_C: &str = r"
-import os, pty, signal, sys
-signal.alarm(100)
-try:
-    pid, terminal = pty.fork()
-except OSError:
-    sys.exit(77)
-if pid == 0:
-    os.execv(sys.argv[1], sys.argv[1:])
-said = b''
-while b'ready' not in said:
-    said += os.read(terminal, 1000)
-os.write(terminal, b'\x03')
-try:
-    while os.read(terminal, 1000):
-        pass
-except OSError:
-    pass
-sys.exit(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
-";
-
 /// Exits with the number of interrupts that it got, half a second after the first.
 const COUNTS_INTERRUPTS: &str = "
 import signal, sys, time
@@ -106,7 +83,7 @@ sys.exit(len(got))
 fn ctrl_c_in_a_terminal_is_delivered_once() {
     let tables = Tables::new("terminal");
     let mut terminal = Command::new("python3");
-    terminal.args(["-c", PRESSES_CTRL_C, harness::LEAKLINE, "--dir"]).arg(&tables.0);
+    terminal.args(["-c", harness::PRESSES_CTRL_C, harness::LEAKLINE, "--dir"]).arg(&tables.0);
     let status = terminal.args(["run", "--", "python3", "-c", COUNTS_INTERRUPTS]).status().unwrap();
     if status.code() == Some(77) {
         eprintln!("skipped: this machine has no pseudo-terminals");

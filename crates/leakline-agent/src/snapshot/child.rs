@@ -3,11 +3,12 @@
 //! It is a copy of one thread. Whatever lock another thread held stays locked for good here, so nothing is called that
 //! takes any: neither malloc nor anything of Python's but `tp_traverse` and the like, which only read.
 
+use super::lost::Blocks;
 use super::walk::Walk;
 use crate::python::api::Api;
 use crate::python::version;
 use crate::{clock, sampler};
-use leakline_table::heap::{Encoder, Ending, HeapHeader, MAGIC, Sink, VERSION};
+use leakline_table::heap::{Encoder, Ending, HeapHeader, MAGIC, Search, Sink, VERSION};
 use std::ffi::CStr;
 
 /// What the child is to do, made by its parent.
@@ -17,6 +18,8 @@ pub(super) struct Task<'t> {
     pub(super) path: &'t CStr,
     /// Where it is written.
     pub(super) unfinished: &'t CStr,
+    /// The parent's table.
+    pub(super) table: &'t CStr,
     pub(super) most_bytes: u64,
     pub(super) most_seconds: u32,
     /// What the header says; the child fills in what it counts.
@@ -48,7 +51,11 @@ pub(super) fn header(pid: u32, process_start_ticks: u64, requests: u64, collecto
         stream_bytes: 0,
         names_dropped: 0,
         collector_head: collector_head as u64,
-        reserved: [0; 5],
+        walk_ns: 0,
+        search: Search::Impossible as u64,
+        searched: 0,
+        lost: 0,
+        reserved: 0,
     }
 }
 
@@ -61,13 +68,30 @@ pub(super) unsafe fn run(task: Task<'_>) -> ! {
     // SAFETY: system calls that concern only this process.
     unsafe {
         become_harmless(task.most_seconds);
+        // What takes longer than half of the time may be left undone; without the objects all is in vain.
+        let until_ns = clock::monotonic_ns() + u64::from(task.most_seconds) * 500_000_000;
+        let mut blocks = Blocks::note(task.table, task.header.requests, (&raw const until_ns) as usize + 64);
         let mut file = File::create(task.unfinished, task.most_bytes);
         let header = task.header;
         file.put(std::slice::from_raw_parts((&raw const header).cast(), HeapHeader::BYTES));
-        let (mut file, objects, edges, names_dropped) = Walk::new(task.api, Encoder::new(file)).all();
+        let mut walk = Walk::new(task.api, Encoder::new(file));
+        walk.all();
+        let walk_ns = clock::process_cpu_ns();
+        blocks.search(until_ns);
+        let (mut file, objects, edges, names_dropped) = walk.finish(blocks.lost());
         file.flush();
-        let stream_bytes = file.written - HeapHeader::BYTES as u64;
-        let header = HeapHeader { complete: 1, objects, edges, stream_bytes, names_dropped, ..header };
+        let header = HeapHeader {
+            complete: 1,
+            objects,
+            edges,
+            stream_bytes: file.written - HeapHeader::BYTES as u64,
+            names_dropped,
+            walk_ns,
+            search: blocks.outcome() as u64,
+            searched: blocks.len() as u64,
+            lost: blocks.lost().count() as u64,
+            ..header
+        };
         let written = libc::pwrite(file.descriptor, (&raw const header).cast(), HeapHeader::BYTES, 0);
         if written != HeapHeader::BYTES as isize || libc::rename(task.unfinished.as_ptr(), task.path.as_ptr()) != 0 {
             file.give_up(Ending::NotWritten);

@@ -46,7 +46,13 @@ impl<T: Copy> Growing<T> {
         self.length = length;
     }
 
-    fn reserve(&mut self, capacity: usize) {
+    /// Where its memory begins and ends.
+    pub(super) fn area(&self) -> (usize, usize) {
+        (self.start as usize, self.start as usize + (self.capacity * size_of::<T>()).next_multiple_of(4096))
+    }
+
+    /// Makes room for so many values, of which nothing is touched yet.
+    pub(super) fn reserve(&mut self, capacity: usize) {
         let bytes = |count: usize| (count * size_of::<T>()).next_multiple_of(4096);
         let start = match self.capacity {
             0 => native::map(bytes(capacity), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
@@ -141,9 +147,13 @@ impl Map {
 pub(super) struct Seen {
     stretches: Map,
     bits: Growing<u64>,
-    /// The stretch that was asked for last and its number: most objects refer to some nearby.
-    last: (usize, u32),
+    /// Stretches that were asked for lately, each in the place that its lowest bits name, and their numbers: most objects
+    /// refer to some nearby, and to types and constants.
+    latest: [(usize, u32); LATEST],
 }
+
+/// Stretches that are at hand.
+const LATEST: usize = 256;
 
 /// Bytes of a stretch, as a power of two.
 const STRETCH_SHIFT: u32 = 18;
@@ -152,25 +162,32 @@ const STRETCH_WORDS: usize = 1 << (STRETCH_SHIFT - 3 - 6);
 
 impl Seen {
     pub(super) fn new() -> Self {
-        Self { stretches: Map::new(), bits: Growing::new(), last: (0, 0) }
+        Self { stretches: Map::new(), bits: Growing::new(), latest: [(0, 0); LATEST] }
     }
 
     /// Adds an address. True where it was not in the set.
+    #[inline]
     pub(super) fn add(&mut self, address: usize) -> bool {
-        let stretch = address >> STRETCH_SHIFT;
-        if self.last.0 != stretch || stretch == 0 {
-            let number = self.stretches.get(stretch + 1).unwrap_or_else(|| {
-                let number = self.stretches.len() as u32;
-                self.stretches.insert(stretch + 1, number);
-                self.bits.extend_zeroed(STRETCH_WORDS);
-                number
-            });
-            self.last = (stretch, number);
-        }
+        // Never 0, which stands for none.
+        let stretch = (address >> STRETCH_SHIFT) + 1;
+        let latest = self.latest[stretch % LATEST];
+        let number = if latest.0 == stretch { latest.1 } else { self.find(stretch) };
         let bit = (address >> 3) & ((1 << (STRETCH_SHIFT - 3)) - 1);
-        let word = &mut self.bits[self.last.1 as usize * STRETCH_WORDS + bit / 64];
+        let word = &mut self.bits[number as usize * STRETCH_WORDS + bit / 64];
         let before = *word;
         *word |= 1 << (bit % 64);
         *word != before
+    }
+
+    #[cold]
+    fn find(&mut self, stretch: usize) -> u32 {
+        let number = self.stretches.get(stretch).unwrap_or_else(|| {
+            let number = self.stretches.len() as u32;
+            self.stretches.insert(stretch, number);
+            self.bits.extend_zeroed(STRETCH_WORDS);
+            number
+        });
+        self.latest[stretch % LATEST] = (stretch, number);
+        number
     }
 }

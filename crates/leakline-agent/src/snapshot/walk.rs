@@ -34,6 +34,8 @@ pub(super) struct Walk<'w> {
     names_dropped: u64,
     /// What the references of the object that is being written are called. An entry that was used leads nowhere.
     called: Growing<(usize, Word)>,
+    /// How many of those at its beginning were used: mostly they are asked for in their own order.
+    used: usize,
 }
 
 impl<'w> Walk<'w> {
@@ -50,14 +52,15 @@ impl<'w> Walk<'w> {
             names: Map::new(),
             names_dropped: 0,
             called: Growing::new(),
+            used: 0,
         }
     }
 
-    /// Writes them all. Returns the file, the number of objects and edges, and the names that had no room.
+    /// Writes them all.
     ///
     /// # Safety
     /// Nothing changes any object meanwhile.
-    pub(super) unsafe fn all(mut self) -> (File, u64, u64, u64) {
+    pub(super) unsafe fn all(&mut self) {
         let head_bytes = self.objects.collector_head();
         // SAFETY: the lists are circular, their links are the first word of each head; the lowest bits are flags.
         unsafe {
@@ -70,7 +73,12 @@ impl<'w> Walk<'w> {
                 }
             }
         }
-        let (file, objects, edges) = self.out.finish();
+    }
+
+    /// Ends the stream, with the blocks that nothing points to. Returns the file, the number of objects and edges, and the
+    /// names that had no room.
+    pub(super) fn finish(self, lost: impl Iterator<Item = u64>) -> (File, u64, u64, u64) {
+        let (file, objects, edges) = self.out.finish(lost);
         (file, objects, edges, self.names_dropped)
     }
 
@@ -123,6 +131,7 @@ impl<'w> Walk<'w> {
                 buffers: self.objects.buffers(object, &shape),
             });
             self.called.clear();
+            self.used = 0;
             let called = &mut self.called;
             self.objects.names(object, &shape, &self.members[first_member..first_member + members], |target, name| {
                 if target != 0 {
@@ -295,7 +304,10 @@ unsafe extern "C" fn visit(target: Object, walk: *mut c_void) -> c_int {
     // SAFETY: `Walk::write` hands itself over, and uses nothing of itself before the call has returned.
     let walk = unsafe { &mut *walk.cast::<Walk>() };
     if target != 0 {
-        let called = walk.called.iter_mut().find(|(called, _)| *called == target);
+        while walk.called.get(walk.used).is_some_and(|(called, _)| *called == 0) {
+            walk.used += 1;
+        }
+        let called = walk.called[walk.used..].iter_mut().find(|(called, _)| *called == target);
         let name = called.map(|(called, name)| {
             *called = 0;
             *name

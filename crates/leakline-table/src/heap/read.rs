@@ -74,6 +74,8 @@ pub struct Heap {
     pub edges: Vec<Edge>,
     /// In the order of their objects.
     pub limits: Vec<Limit>,
+    /// Where the sampled blocks lie that nothing points to, in this order; see [`HeapHeader::search`].
+    pub lost: Vec<u64>,
 }
 
 /// Reads and checks the header alone.
@@ -107,11 +109,12 @@ impl Heap {
             objects: vec![],
             edges: vec![],
             limits: vec![],
+            lost: vec![],
         };
         heap.objects(&mut Stream { rest: stream }).ok_or(Refusal::Damaged { what: "an object is not well formed" })?;
         let edges = heap.edges.iter().fold(0u64, |sum, edge| sum.saturating_add(edge.count));
-        if (heap.objects.len() as u64, edges) != (header.objects, header.edges) {
-            return Err(Refusal::Damaged { what: "it holds other numbers of objects or edges than it names" });
+        if (heap.objects.len() as u64, edges, heap.lost.len() as u64) != (header.objects, header.edges, header.lost) {
+            return Err(Refusal::Damaged { what: "it holds other numbers of objects, edges or blocks than it names" });
         }
         Ok(heap)
     }
@@ -127,12 +130,24 @@ impl Heap {
         loop {
             let what = stream.number()?;
             if what == 0 {
+                self.lost(stream)?;
                 return stream.rest.is_empty().then_some(());
             }
             let object = self.object(stream, what - 1, last)?;
             last = object.address;
             self.objects.push(object);
             self.edges(stream, last)?;
+        }
+    }
+
+    fn lost(&mut self, stream: &mut Stream) -> Option<()> {
+        let mut last = 0u64;
+        loop {
+            match stream.number()? {
+                0 => return Some(()),
+                eights => last = last.checked_add(eights.checked_mul(8)?)?,
+            }
+            self.lost.push(last);
         }
     }
 

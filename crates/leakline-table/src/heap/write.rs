@@ -64,9 +64,16 @@ pub struct ObjectHead<'n> {
     pub buffers: [Buffer; MOST_BUFFERS],
 }
 
+/// Bytes that go to the sink at once: most numbers are one or two bytes long, and each call costs more than those.
+const AT_ONCE: usize = 4096;
+/// Bytes of the longest number.
+const LONGEST: usize = 10;
+
 /// Writes a stream. An object begins with [`Encoder::object`], then come its edges, then [`Encoder::end`].
 pub struct Encoder<S> {
     sink: S,
+    buffer: [u8; AT_ONCE],
+    used: usize,
     last_object: u64,
     last_target: u64,
     /// The last edge without a name: how often it was repeated.
@@ -80,7 +87,18 @@ pub struct Encoder<S> {
 impl<S: Sink> Encoder<S> {
     /// Begins a stream.
     pub fn new(sink: S) -> Self {
-        Self { sink, last_object: 0, last_target: 0, run: None, types: 0, names: 0, objects: 0, edges: 0 }
+        Self {
+            sink,
+            buffer: [0; AT_ONCE],
+            used: 0,
+            last_object: 0,
+            last_target: 0,
+            run: None,
+            types: 0,
+            names: 0,
+            objects: 0,
+            edges: 0,
+        }
     }
 
     /// Writes an object. Returns the index of its type.
@@ -166,9 +184,17 @@ impl<S: Sink> Encoder<S> {
         self.number(0);
     }
 
-    /// Ends the stream. Returns where it went, the objects and the edges.
-    pub fn finish(mut self) -> (S, u64, u64) {
+    /// Ends the stream with the blocks that nothing points to, in the order of their addresses. Returns where it went, the
+    /// objects and the edges.
+    pub fn finish(mut self, lost: impl Iterator<Item = u64>) -> (S, u64, u64) {
         self.number(0);
+        let mut last = 0;
+        for address in lost {
+            self.number((address - last) >> 3);
+            last = address;
+        }
+        self.number(0);
+        self.flush();
         (self.sink, self.objects, self.edges)
     }
 
@@ -185,22 +211,34 @@ impl<S: Sink> Encoder<S> {
     fn text(&mut self, text: &[u8]) {
         let text = &text[..text.len().min(TEXT_BYTES)];
         self.number(text.len() as u64);
-        self.sink.put(text);
+        self.make_room(text.len());
+        self.buffer[self.used..self.used + text.len()].copy_from_slice(text);
+        self.used += text.len();
     }
 
+    #[inline]
     fn number(&mut self, mut number: u64) {
-        let mut bytes = [0; 10];
-        let mut length = 0;
-        loop {
-            let more = number >= 0x80;
-            bytes[length] = (number & 0x7F) as u8 | if more { 0x80 } else { 0 };
-            length += 1;
+        self.make_room(LONGEST);
+        while number >= 0x80 {
+            self.buffer[self.used] = number as u8 | 0x80;
+            self.used += 1;
             number >>= 7;
-            if !more {
-                break;
-            }
         }
-        self.sink.put(&bytes[..length]);
+        self.buffer[self.used] = number as u8;
+        self.used += 1;
+    }
+
+    #[inline]
+    fn make_room(&mut self, bytes: usize) {
+        if self.used + bytes > AT_ONCE {
+            self.flush();
+        }
+    }
+
+    #[cold]
+    fn flush(&mut self) {
+        self.sink.put(&self.buffer[..self.used]);
+        self.used = 0;
     }
 }
 

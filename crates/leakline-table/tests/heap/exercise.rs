@@ -28,7 +28,8 @@ fn check(heap: &Heap, file_bytes: usize) {
     for limit in &heap.limits {
         assert!((limit.object as usize) < heap.objects.len() && (limit.name as usize) < heap.names.len());
     }
+    assert!(heap.lost.is_sorted_by(|one, other| one < other));
     // What is read from a file must not be able to fill the memory: an object takes eight bytes at least, an edge or a limit
-    // two.
-    assert!(8 * heap.objects.len() + 2 * (heap.edges.len() + heap.limits.len()) <= file_bytes);
+    // two, a block one.
+    assert!(8 * heap.objects.len() + 2 * (heap.edges.len() + heap.limits.len()) + heap.lost.len() <= file_bytes);
 }

@@ -124,6 +124,9 @@ pub struct Finding {
     pub survivors: Vec<Survivor>,
     /// What holds them; `None` where no heap snapshot has told.
     pub holder: Option<Holder>,
+    /// The share of them, by bytes, that lay where nothing pointed to when a heap snapshot was taken; `None` where none
+    /// has told.
+    pub lost: Option<f64>,
     /// Requests of the route and outcome, all workers.
     pub requests: u64,
     /// The library and function that take most of it; `None` where it is CPython itself.
@@ -293,6 +296,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
         samples: members.len(),
         survivors: survivors(&members),
         holder: None,
+        lost: None,
         requests: deposits.requests_of(is_leaking),
         blamed,
         site: site.map(frame),

@@ -143,8 +143,10 @@ impl Heap {
         if let Some(forecast) = Forecast::of(table) {
             let free = forecast.headroom.map_or("an unknown share".to_owned(), |free| format!("{:.0} %", free * 100.0));
             let resident = size(forecast.resident as f64);
-            let pause = forecast.pause * 1e3;
-            say(&format!("process {pid}: {resident} resident, will stand still for about {pause:.1} ms; {free} free"));
+            let [least, most] = forecast.pause.map(|seconds| seconds * 1e3);
+            say(&format!(
+                "process {pid}: {resident} resident, will stand still for {least:.1} to {most:.1} ms; {free} free"
+            ));
             if let (Some(objection), false) = (forecast.objection(), self.despite_limits) {
                 let what = format!("no snapshot of process {pid} was taken: {objection}");
                 return Err(Failure::new(Exit::Error, what, "insist with --despite-limits"));

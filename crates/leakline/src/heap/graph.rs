@@ -242,7 +242,8 @@ impl Graph {
 
     fn find_retained(&mut self) {
         let root = self.heap.objects.len() as u32;
-        let found = dominators(&Rooted(self), root);
+        let roots = self.roots.iter().map(|(root, _)| root.0).collect();
+        let found = dominators(&Rooted { graph: self, roots }, root);
         let mut retained: Vec<u64> = self.heap.objects.iter().map(own_bytes).chain([0]).collect();
         for &node in found.order.iter().skip(1).rev() {
             let above = found.of[node as usize];
@@ -273,25 +274,21 @@ fn is_some(node: u32) -> Option<Node> {
 }
 
 /// The graph with one more node, which leads to all roots.
-struct Rooted<'g>(&'g Graph);
+struct Rooted<'g> {
+    graph: &'g Graph,
+    roots: Vec<u32>,
+}
 
 impl dominators::Edges for Rooted<'_> {
     fn nodes(&self) -> usize {
-        self.0.heap.objects.len() + 1
+        self.graph.heap.objects.len() + 1
     }
 
-    fn successor(&self, node: u32, at: usize) -> Option<u32> {
-        let Some(object) = self.0.heap.objects.get(node as usize) else {
-            return self.0.roots.get(at).map(|(root, _)| root.0);
-        };
-        let mut at = object.first_edge as usize + at;
-        let end =
-            self.0.heap.objects.get(node as usize + 1).map_or(self.0.targets.len(), |next| next.first_edge as usize);
-        // What leads nowhere is passed over.
-        while at < end && self.0.targets[at] == NONE {
-            at += 1;
-        }
-        (at < end).then(|| self.0.targets[at])
+    fn successors(&self, node: u32) -> &[u32] {
+        let objects = &self.graph.heap.objects;
+        let Some(object) = objects.get(node as usize) else { return &self.roots };
+        let end = objects.get(node as usize + 1).map_or(self.graph.targets.len(), |next| next.first_edge as usize);
+        &self.graph.targets[object.first_edge as usize..end]
     }
 }
 
@@ -310,6 +307,7 @@ mod tests {
             objects: vec![],
             edges: vec![],
             limits: vec![],
+            lost: vec![],
         };
         let address = |node: usize| 0x1000 + 0x100 * node as u64;
         for (node, targets) in edges.iter().enumerate() {

@@ -47,6 +47,8 @@ pub struct Summary {
     pub references: u64,
     /// Their bytes, buffers included.
     pub bytes: u64,
+    /// Processor time that it took to find and write the objects, in the copy, seconds.
+    pub walk_seconds: f64,
     /// Names that had no room in the file.
     pub names_dropped: u64,
     /// By type, those with most bytes first.
@@ -74,6 +76,7 @@ impl Summary {
             objects: header.objects,
             references: header.edges,
             bytes: graph.nodes().map(|node| graph.bytes(node)).sum(),
+            walk_seconds: header.walk_ns as f64 / 1e9,
             names_dropped: header.names_dropped,
             types: by_type(graph),
             holders: largest_holders(graph),

@@ -180,6 +180,8 @@ pub struct Finding {
     pub blamed: Option<NativeCall>,
     /// What holds the memory; null for other findings than leaks, and where no heap snapshot has told.
     pub holder: Option<Holder>,
+    /// The share of it that is definitely lost: nothing points to it any more; null where no heap snapshot has told.
+    pub definitely_lost: Option<f64>,
     /// What those requests exchanged over sockets, that which they read most from first.
     pub sockets: Vec<Socket>,
     /// When the living workers reach their limit at this rate.
@@ -455,6 +457,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         library: library(finding.blamed.as_ref(), finding.site.as_ref().filter(|_| !is_own)),
         blamed: finding.blamed.as_ref().map(blamed),
         holder: finding.holder.as_ref().map(holder),
+        definitely_lost: finding.lost,
         sockets: finding.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
         summary: leak_summary(finding),
@@ -504,6 +507,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         library: library(balloon.blamed.as_ref(), balloon.site.as_ref().filter(|_| !is_own)),
         blamed: balloon.blamed.as_ref().map(blamed),
         holder: None,
+        definitely_lost: None,
         sockets: balloon.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: None,
         summary: balloon_summary(balloon),
@@ -548,6 +552,7 @@ fn retained(retained: &Retained) -> Finding {
         application,
         stack: stack(&[], &retained.stack),
         holder: None,
+        definitely_lost: None,
         sockets: vec![],
         limit_reached_in_seconds: None,
         summary: retained_summary(retained),

@@ -26,6 +26,8 @@ const TOLD_IN_SHORT: usize = 4;
 const ROUTES: usize = 8;
 /// A peer is named beside a balloon where one request read at least this share of its height from there.
 const WORTH_READING: f64 = 0.125;
+/// What is lost is told where it is at least this share.
+const WORTH_NAMING: f64 = 0.05;
 /// Killed processes that are told.
 const KILLED: usize = 3;
 /// Lines of a call path.
@@ -239,6 +241,9 @@ impl Page<'_> {
             if let Some(bound) = holder.bound_bytes {
                 writeln!(self.text, "           (bounded: it will hold {} when it is full)", size(bound))?;
             }
+        }
+        if let Some(lost) = finding.definitely_lost.filter(|lost| *lost >= WORTH_NAMING) {
+            writeln!(self.text, "  lost     definitely: {:.0} % of it has no pointer to it left", lost * 100.0)?;
         }
         if finding.outcome != "any" {
             let grown: Vec<String> =

@@ -15,11 +15,14 @@ use super::limit;
 use crate::failure::{Exit, Failure};
 use crate::runs::TableFile;
 
-/// Seconds of standing still for a byte of resident memory where it can't be measured: 100 ms for a GB.
-const PAUSE_A_BYTE: f64 = 0.1 / 1e9;
-/// Bytes of memory by which it is measured, and how often.
-const MEASURED: usize = 16 << 20;
+/// What it takes to copy a process where that can't be measured: as on a machine with hardly anything else to do.
+const USUAL: Costs = Costs { page: 0.4e-6, mapping: 2e-6 };
+/// Pages and mappings by which it is measured, and how often.
+const PAGES: usize = 4096;
+const MAPPINGS: usize = 512;
 const TIMES: usize = 5;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 /// Seconds that the kernel's scheduler leaves somebody on a core whom others wait for.
 const TURN: f64 = 0.003;
 /// Seconds that a snapshot may take where nothing waits for it but whoever asked.
@@ -41,8 +44,8 @@ pub const HEADROOM_LIMIT: f64 = 0.2;
 /// What a snapshot would cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Forecast {
-    /// How long the server would stand still, seconds.
-    pub pause: f64,
+    /// How long the server would stand still, seconds: if nobody else wants the core, and with those who want it now.
+    pub pause: [f64; 2],
     /// The share of memory that is free; the copy takes what the server changes meanwhile.
     pub headroom: Option<f64>,
     /// Resident memory of the process, bytes.
@@ -52,18 +55,30 @@ pub struct Forecast {
 impl Forecast {
     /// For a process that runs.
     pub fn of(table: &TableFile) -> Option<Self> {
+        let pid = table.process.pid;
         let resident = table.process.resident()?.now;
-        let alone = resident as f64 * pause_a_byte().unwrap_or(PAUSE_A_BYTE);
+        let process = procfs::process::Process::new(pid as i32).ok();
+        // What belongs to files is mapped anew when it is asked for, and is not copied.
+        let own = process.as_ref().and_then(|process| process.status().ok()).and_then(|status| {
+            let kib = status.rssanon? + status.vmswap.unwrap_or(0);
+            Some(kib << 10)
+        });
+        let pages = own.unwrap_or(resident) as f64 / PAGE as f64;
+        let mappings = process.and_then(|process| process.maps().ok()).map_or(0, |maps| maps.0.len()) as f64;
+        let [fastest, median] = measure().unwrap_or([USUAL; 2]);
+        let alone = |costs: Costs| pages * costs.page + mappings * costs.mapping;
         // What takes longer than a turn on the core has to wait for all others who want one.
-        let pause = alone.min(TURN) + (alone - TURN).max(0.0) * crowd();
-        Some(Self { pause, headroom: limit::headroom(table.process.pid), resident })
+        let slow = alone(median);
+        let pause = [alone(fastest), slow.min(TURN) + (slow - TURN).max(0.0) * crowd()];
+        Some(Self { pause, headroom: limit::headroom(pid), resident })
     }
 
     /// Why it had better not be taken; `None` where nothing speaks against it.
     pub fn objection(&self) -> Option<String> {
-        if self.pause > PAUSE_LIMIT {
-            let (pause, limit) = (self.pause * 1e3, PAUSE_LIMIT * 1e3);
-            return Some(format!("the server would stand still for about {pause:.0} ms, more than {limit:.0} ms"));
+        let [_, pause] = self.pause;
+        if pause > PAUSE_LIMIT {
+            let (pause, limit) = (pause * 1e3, PAUSE_LIMIT * 1e3);
+            return Some(format!("the server might stand still for {pause:.0} ms, more than {limit:.0} ms"));
         }
         let headroom = self.headroom.filter(|headroom| *headroom < HEADROOM_LIMIT)?;
         let (free, limit) = (headroom * 100.0, HEADROOM_LIMIT * 100.0);
@@ -71,33 +86,95 @@ impl Forecast {
     }
 }
 
-/// Seconds that it takes this machine to copy a process for each byte of its memory. What takes long are the page tables: this
-/// is the fastest of some copies of this process with memory of known size, in small pages as an interpreter's is.
-fn pause_a_byte() -> Option<f64> {
-    let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping, written to within its bounds and taken away again; the children do nothing but end.
-    unsafe {
-        let start = libc::mmap(std::ptr::null_mut(), MEASURED, read_write, private, -1, 0);
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        libc::madvise(start, MEASURED, libc::MADV_NOHUGEPAGE);
-        (0..MEASURED).step_by(4096).for_each(|page| start.cast::<u8>().add(page).write_volatile(1));
-        let mut seconds = [0.0; TIMES];
-        for seconds in &mut seconds {
-            let began = Instant::now();
-            let child = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
-            match child {
-                0 => _ = libc::syscall(libc::SYS_exit_group, 0),
-                -1 => *seconds = f64::INFINITY,
-                child => {
-                    *seconds = began.elapsed().as_secs_f64();
-                    libc::waitpid(child, std::ptr::null_mut(), 0);
-                }
+/// Seconds that it takes to copy a process.
+#[derive(Clone, Copy, Debug)]
+struct Costs {
+    /// For each page that is its own.
+    page: f64,
+    /// For each stretch of memory that is mapped.
+    mapping: f64,
+}
+
+/// What it takes this machine, by some copies of this process, with memory and mappings of known number beside its own: the
+/// fastest ones, and the median.
+fn measure() -> Option<[Costs; 2]> {
+    let bare = copies()?;
+    // In small pages, as an interpreter's memory is.
+    let memory = Memory::new(PAGES)?;
+    memory.touch();
+    let with_pages = copies()?;
+    drop(memory);
+    // Every other page has other rights, so that none can be one mapping with its neighbour.
+    let memory = Memory::new(MAPPINGS)?;
+    memory.touch();
+    memory.protect_every_other();
+    let with_mappings = copies()?;
+    let costs = |at: usize| {
+        let page = (with_pages[at] - bare[at]).max(0.0) / PAGES as f64;
+        let mapping = (with_mappings[at] - bare[at]).max(0.0) / MAPPINGS as f64;
+        Costs { page, mapping: (mapping - page).max(0.0) }
+    };
+    Some([costs(0), costs(1)])
+}
+
+/// How long this process takes to copy: the least of some tries, and the median.
+fn copies() -> Option<[f64; 2]> {
+    let mut seconds = [0.0; TIMES];
+    for seconds in &mut seconds {
+        let began = Instant::now();
+        // SAFETY: the child does nothing but end.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+        match child {
+            0 => loop {
+                // SAFETY: ends the process.
+                unsafe { libc::syscall(libc::SYS_exit_group, 0) };
+            },
+            -1 => return None,
+            child => {
+                *seconds = began.elapsed().as_secs_f64();
+                // SAFETY: this process's own child.
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
             }
         }
-        libc::munmap(start, MEASURED);
-        Some(seconds.into_iter().fold(f64::INFINITY, f64::min) / MEASURED as f64).filter(|seconds| seconds.is_finite())
+    }
+    seconds.sort_by(f64::total_cmp);
+    Some([seconds[0], seconds[TIMES / 2]])
+}
+
+/// Memory to be copied.
+struct Memory {
+    start: *mut libc::c_void,
+    pages: usize,
+}
+
+impl Memory {
+    fn new(pages: usize) -> Option<Self> {
+        let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), pages * PAGE, read_write, private, -1, 0) };
+        (start != libc::MAP_FAILED).then_some(Self { start, pages })
+    }
+
+    fn touch(&self) {
+        // SAFETY: within the mapping, which nobody else knows.
+        unsafe {
+            libc::madvise(self.start, self.pages * PAGE, libc::MADV_NOHUGEPAGE);
+            (0..self.pages).for_each(|page| self.start.cast::<u8>().add(page * PAGE).write_volatile(1));
+        }
+    }
+
+    fn protect_every_other(&self) {
+        for page in (0..self.pages).step_by(2) {
+            // SAFETY: within the mapping, to which nothing is written any more.
+            unsafe { libc::mprotect(self.start.add(page * PAGE), PAGE, libc::PROT_READ) };
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new`, and nothing refers to it.
+        unsafe { libc::munmap(self.start, self.pages * PAGE) };
     }
 }
 
@@ -125,7 +202,7 @@ pub fn path(table: &TableFile) -> PathBuf {
 /// Takes a snapshot of the process that writes this table, which may take so many seconds.
 pub fn take(table: &TableFile, most_seconds: u32) -> Result<Taken, Failure> {
     let pid = table.process.pid;
-    let Some(forecast) = Forecast::of(table) else {
+    let Some(resident) = table.process.resident() else {
         let what = format!("process {pid} has ended");
         return Err(Failure::new(Exit::NoTable, what, "see which processes run with `leakline list`"));
     };
@@ -139,7 +216,7 @@ pub fn take(table: &TableFile, most_seconds: u32) -> Result<Taken, Failure> {
         let what = format!("process {pid} does not listen for calls: it has served no request under the agent yet");
         return Err(Failure::new(Exit::Error, what, "send it a request, or name a worker that `leakline list` shows"));
     }
-    let most_bytes = (forecast.resident * MOST_SHARE).max(LEAST_MOST);
+    let most_bytes = (resident.now * MOST_SHARE).max(LEAST_MOST);
     call.put(offset_of!(Header, snapshot.most_bytes), &most_bytes.to_ne_bytes())?;
     call.put(offset_of!(Header, snapshot.most_seconds), &most_seconds.to_ne_bytes())?;
     let (wanted, answered) = (offset_of!(Header, snapshot.wanted), offset_of!(Header, snapshot.answered));
@@ -284,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_long_pause_and_little_free_memory_speak_against_a_snapshot() {
-        let of = |pause, headroom| Forecast { pause, headroom, resident: 1 << 30 }.objection();
+        let of = |pause, headroom| Forecast { pause: [0.01, pause], headroom, resident: 1 << 30 }.objection();
         assert_eq!(of(PAUSE_LIMIT, Some(HEADROOM_LIMIT)), None);
         assert_eq!(of(0.1, None), None);
         assert!(of(0.3, Some(0.9)).is_some_and(|why| why.contains("300 ms")));
@@ -293,6 +370,7 @@ mod tests {
 
     #[test]
     fn what_a_copy_takes_can_be_measured() {
-        assert!(pause_a_byte().is_some_and(|seconds| seconds > 0.0));
+        assert!(measure().is_some());
+        assert!(copies().is_some_and(|[fastest, median]| 0.0 < fastest && fastest <= median));
     }
 }

@@ -32,6 +32,29 @@ pub const LEAKLINE: &str = env!("CARGO_BIN_EXE_leakline");
 /// How long to wait for what takes a second, on a machine that is busy with something else. Never a measure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Runs its arguments in a terminal of their own, presses Ctrl-C when they say that they are ready, and exits with
+/// their exit code, or with 77 where there are no terminals.
+pub const PRESSES_CTRL_C: &str = r"
+import os, pty, signal, sys
+signal.alarm(100)
+try:
+    pid, terminal = pty.fork()
+except OSError:
+    sys.exit(77)
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b''
+while b'ready' not in said:
+    said += os.read(terminal, 1000)
+os.write(terminal, b'\x03')
+try:
+    while os.read(terminal, 1000):
+        pass
+except OSError:
+    pass
+sys.exit(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+";
+
 /// The root of the repository.
 pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))

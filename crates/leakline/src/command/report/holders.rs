@@ -1,4 +1,8 @@
 //! From findings to what holds their memory: one snapshot of the worker that has most of it, or its last one.
+use std::collections::HashSet;
+
+use leakline_table::heap::Search;
+
 use crate::analyze::evidence::{Evidence, Worker};
 use crate::analyze::{Analysis, Kind};
 use crate::heap::{self, Graph, holder::holder};
@@ -18,15 +22,32 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
     let workers = (0..tables.len()).map(|worker| (worker, bytes_of(worker))).filter(|(_, bytes)| *bytes > 0.0);
     let Some((worker, _)) = workers.max_by(|one, other| one.1.total_cmp(&other.1)) else { return };
     let Some(graph) = snapshot_of(tables[worker], ask_seconds) else { return };
+    let header = &graph.heap.header;
+    if header.search == Search::OutOfTime as u64 {
+        say("whether anything still points to what is left behind is not known: it is too much memory for the time");
+    }
+    let lost: Option<HashSet<u64>> =
+        (header.search == Search::Done as u64).then(|| graph.heap.lost.iter().copied().collect());
     for finding in &mut analysis.findings {
         let survivors = finding.survivors.iter().filter(|survivor| survivor.worker == worker);
         let blocks: Vec<(u64, f64)> =
             survivors.filter_map(|survivor| block(&evidence.workers[worker], survivor.sample, &graph)).collect();
-        finding.holder = holder(&graph, &blocks);
+        finding.lost = lost.as_ref().and_then(|lost| share(&blocks, |address| lost.contains(&address)));
+        // What most of it has not got is no holder of it.
+        finding.holder = holder(&graph, &blocks).filter(|_| finding.lost.is_none_or(|lost| lost <= 0.5));
         if finding.holder.as_ref().is_some_and(|holder| holder.bound_bytes.is_some()) {
             finding.kind = Kind::Cache;
         }
     }
+}
+
+/// The share of blocks, by the bytes that they stand for, of which something is true; `None` where there are none.
+fn share(blocks: &[(u64, f64)], is_true: impl Fn(u64) -> bool) -> Option<f64> {
+    let sum = |of: &dyn Fn(u64) -> bool| -> f64 {
+        blocks.iter().filter(|(address, _)| of(*address)).map(|(_, bytes)| bytes).sum()
+    };
+    let all = sum(&|_| true);
+    (all > 0.0).then(|| sum(&is_true) / all)
 }
 
 /// A snapshot taken now, or the last one.
