@@ -160,7 +160,7 @@ fn decoded(heap: &Heap) -> Vec<Twin> {
 fn what_is_written_is_read() {
     for seed in 1..20 {
         let twins = twins(seed, 300);
-        let lost: Vec<u64> = (1..seed).map(|number| number * seed << (4 + seed)).collect();
+        let lost: Vec<u64> = (1..seed).map(|number| (number * seed) << (4 + seed)).collect();
         let heap = exercise::read(&encoded(&twins, &lost)).expect("it is genuine");
         assert_eq!((decoded(&heap), heap.lost), (twins, lost));
     }

@@ -143,7 +143,7 @@ impl Heap {
         if let Some(forecast) = Forecast::of(table) {
             let free = forecast.headroom.map_or("an unknown share".to_owned(), |free| format!("{:.0} %", free * 100.0));
             let resident = size(forecast.resident as f64);
-            let [least, most] = forecast.pause.map(|seconds| seconds * 1e3);
+            let [least, most] = forecast.range.map(|seconds| seconds * 1e3);
             say(&format!(
                 "process {pid}: {resident} resident, will stand still for {least:.1} to {most:.1} ms; {free} free"
             ));

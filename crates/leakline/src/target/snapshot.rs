@@ -44,8 +44,10 @@ pub const HEADROOM_LIMIT: f64 = 0.2;
 /// What a snapshot would cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Forecast {
-    /// How long the server would stand still, seconds: if nobody else wants the core, and with those who want it now.
-    pub pause: [f64; 2],
+    /// How long the server is likely to stand still, seconds, with those who want its core now.
+    pub pause: f64,
+    /// The least, if nobody else wanted the core, and the most that may well be.
+    pub range: [f64; 2],
     /// The share of memory that is free; the copy takes what the server changes meanwhile.
     pub headroom: Option<f64>,
     /// Resident memory of the process, bytes.
@@ -66,19 +68,19 @@ impl Forecast {
         let pages = own.unwrap_or(resident) as f64 / PAGE as f64;
         let mappings = process.and_then(|process| process.maps().ok()).map_or(0, |maps| maps.0.len()) as f64;
         let [fastest, median] = measure().unwrap_or([USUAL; 2]);
-        let alone = |costs: Costs| pages * costs.page + mappings * costs.mapping;
+        let [alone, slow] = [fastest, median].map(|costs| pages * costs.page + mappings * costs.mapping);
         // What takes longer than a turn on the core has to wait for all others who want one.
-        let slow = alone(median);
-        let pause = [alone(fastest), slow.min(TURN) + (slow - TURN).max(0.0) * crowd()];
-        Some(Self { pause, headroom: limit::headroom(pid), resident })
+        let crowd = crowd();
+        let among_others = |alone: f64| alone.min(TURN) + (alone - TURN).max(0.0) * crowd;
+        let range = [alone, among_others(slow.max(alone))];
+        Some(Self { pause: among_others(alone), range, headroom: limit::headroom(pid), resident })
     }
 
     /// Why it had better not be taken; `None` where nothing speaks against it.
     pub fn objection(&self) -> Option<String> {
-        let [_, pause] = self.pause;
-        if pause > PAUSE_LIMIT {
-            let (pause, limit) = (pause * 1e3, PAUSE_LIMIT * 1e3);
-            return Some(format!("the server might stand still for {pause:.0} ms, more than {limit:.0} ms"));
+        if self.pause > PAUSE_LIMIT {
+            let (pause, limit) = (self.pause * 1e3, PAUSE_LIMIT * 1e3);
+            return Some(format!("the server would stand still for about {pause:.0} ms, more than {limit:.0} ms"));
         }
         let headroom = self.headroom.filter(|headroom| *headroom < HEADROOM_LIMIT)?;
         let (free, limit) = (headroom * 100.0, HEADROOM_LIMIT * 100.0);
@@ -361,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_long_pause_and_little_free_memory_speak_against_a_snapshot() {
-        let of = |pause, headroom| Forecast { pause: [0.01, pause], headroom, resident: 1 << 30 }.objection();
+        let of = |pause, headroom| Forecast { pause, range: [0.01, 1.0], headroom, resident: 1 << 30 }.objection();
         assert_eq!(of(PAUSE_LIMIT, Some(HEADROOM_LIMIT)), None);
         assert_eq!(of(0.1, None), None);
         assert!(of(0.3, Some(0.9)).is_some_and(|why| why.contains("300 ms")));
