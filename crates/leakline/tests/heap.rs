@@ -106,7 +106,7 @@ fn compare_with_ledger(version: &str, blocks: &Value) {
 /// Each object is as large as `sys.getsizeof` says, which counts the collector's head where there is one.
 fn compare_sizes(version: &str, sizes: &BTreeMap<String, (u64, u64)>, snapshot: &Heap) {
     let of_numpy = if NUMPY.contains(&version) { 2 } else { 0 };
-    assert_eq!(sizes.len(), if version == "3.13" { 10 } else { 9 } + of_numpy);
+    assert_eq!(sizes.len(), 9 + of_numpy);
     for (name, &(address, bytes)) in sizes {
         let object = snapshot.objects.iter().find(|object| object.address == address);
         let object = object.unwrap_or_else(|| panic!("{version}: the {name} is missing"));

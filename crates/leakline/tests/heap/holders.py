@@ -190,14 +190,6 @@ sizes = {
 }
 
 
-class Attributes:
-    def __init__(self):
-        self.number, self.text = 12345, "text"
-
-
-# Before, an object does not say how much its attributes take.
-if sys.version_info >= (3, 13):
-    sizes["object with attributes"] = Attributes()
 # Where an array's dimensions and strides lie is numpy's own secret: eight bytes each.
 beside = {}
 try:
