@@ -245,7 +245,8 @@ fn ctrl_c_in_a_terminal_leaves_a_report_with_a_holder() {
     harness::build_agent();
     let mut holders = vec![];
     for _ in 0..3 {
-        let tables = harness::folder("interrupted");
+        let folder = harness::folder("interrupted");
+        let tables = folder.join("tables");
         let mut terminal = Command::new("python3");
         terminal.args(["-c", harness::PRESSES_CTRL_C, LEAKLINE, "--dir"]).arg(&tables);
         terminal.args(["run", "--budget", "20", "--"]).arg(&python).arg(&script).arg(&tables);
@@ -257,7 +258,7 @@ fn ctrl_c_in_a_terminal_leaves_a_report_with_a_holder() {
         assert_eq!(status.code(), Some(0));
         let report = Command::new(LEAKLINE).arg("--dir").arg(&tables).args(["report", "--json"]).output().unwrap();
         let report: Value = serde_json::from_slice(&report.stdout).unwrap();
-        fs::remove_dir_all(&tables).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
         let holder = report["findings"][0]["holder"]["text"].as_str().unwrap_or("nobody").to_owned();
         if holder.contains("module __main__ → orders: list[") {
             return;
