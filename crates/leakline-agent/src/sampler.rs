@@ -325,7 +325,8 @@ fn follow_budget(recorder: &mut Recorder) {
         return;
     }
     control.window = window;
-    if before.began == 0 {
+    // A clock that stood still or went back, as a faked one may, says nothing of how much time has passed.
+    if before.began == 0 || now <= before.began {
         return;
     }
     let Some(budget) = config::get().map(|config| config.budget) else { return };
