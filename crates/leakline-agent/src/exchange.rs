@@ -505,7 +505,7 @@ unsafe fn judged(api: &Api, this: Object, error: Object) -> u8 {
 }
 
 /// `send(message)`, as the application calls it: looks at the message and hands it on to the server.
-unsafe extern "C" fn observed_send(this: Object, start: *const Object, count: isize, _names: Object) -> Object {
+unsafe extern "C" fn observed_send(this: Object, start: *const Object, count: isize, names: Object) -> Object {
     let Some(api) = api::get() else { return NULL };
     // SAFETY: as in exchange_by. An argument that is given by name stands behind the others. The server's `send` is held by
     // the exchange for as long as that lives, and its caller holds the exchange.
@@ -513,11 +513,12 @@ unsafe extern "C" fn observed_send(this: Object, start: *const Object, count: is
         let exchange = this.cast::<Exchange>();
         let server_send = (*exchange).held[SEND];
         // The one message may have been given by name: then it is not counted, and stands in the same place.
-        let message = if start.is_null() { NULL } else { *start };
-        if count > 1 || message.is_null() || server_send.is_null() {
+        let named = if names.is_null() { 0 } else { (api.size)(names) };
+        if count + named != 1 || server_send.is_null() {
             (api.err_set)(*api.runtime_error, c"send() takes one message".as_ptr());
             return NULL;
         }
+        let message = *start;
         let is_last = (*exchange).state == State::Serving && look_at(api, this, message);
         let sending = (api.call_with)(server_send, message, NULL);
         if !is_last || sending.is_null() || class::of(sending) != api.coroutine_type {

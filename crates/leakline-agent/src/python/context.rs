@@ -2,8 +2,8 @@
 //!
 //! No other thread changes what is read here. A context is entered by one thread at a time, and only that thread puts
 //! another tree of values into it; the trees themselves (`Python/hamt.c`, hash array mapped tries) are never changed
-//! once they are made, but for a value that no other context has, and live as long as the context that holds them. What a signal interrupts has either put its new
-//! tree in place or still holds the old one.
+//! once they are made, but for a value that no other context has, and live as long as the context that holds them. What
+//! a signal interrupts has either put its new tree in place or still holds the old one.
 
 use super::api::{Api, Object, ThreadState};
 use super::frames::readable_word;
