@@ -6,7 +6,7 @@
 
 use super::api::{self, Api, FastFunction, METH_FASTCALL, MethodDef, Object, ThreadState};
 use super::layout;
-use super::{frames, text};
+use super::{class, frames, objects, text};
 use crate::{attach, hooks, message, recorder, requests, sampler, table};
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -37,13 +37,45 @@ pub(super) fn main_interpreter() -> usize {
 
 extern "C" fn install(_: *mut c_void) -> c_int {
     if let Some(api) = api::get().filter(|_| attach::is_awaited()) {
-        // SAFETY: CPython makes pending calls with the GIL held and no exception set.
+        // SAFETY: CPython makes pending calls with the GIL held and no exception set; so below.
+        if unsafe { is_taking_a_modules_lock(api) } && ask_to_install() == Answer::Asked {
+            return 0;
+        }
+        // SAFETY: as above.
         if let Err(reason) = unsafe { try_to_install(api) } {
             message::refuse(reason, "");
             sampler::stop();
         }
     }
     0
+}
+
+/// Is this thread about to take the lock of a module that it imports? For a few instructions importlib then has a note of
+/// it, one for each thread until CPython 3.12 (3.11.5), and another import in between, as ours, takes the note away: the
+/// import that was interrupted ends with a KeyError (python/cpython issue 106176).
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+unsafe fn is_taking_a_modules_lock(api: &Api) -> bool {
+    let mut is_taking = false;
+    // SAFETY: the caller's promise; references are dropped once, and a dict lends its items. What is no dict has none.
+    unsafe {
+        let importlib = (api.import)(c"_frozen_importlib".as_ptr());
+        if !importlib.is_null() {
+            let notes = (api.get_attribute)(importlib, c"_blocking_on".as_ptr());
+            if !notes.is_null() {
+                let (mut at, mut thread, mut lock) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+                while (api.dict_next)(notes, &mut at, &mut thread, &mut lock) != 0 {
+                    let is_ours = super::unsigned(thread) == libc::pthread_self();
+                    is_taking |= is_ours && objects::type_name(class::of(lock) as usize) == c"_ModuleLock";
+                }
+                (api.decref)(notes);
+            }
+            (api.decref)(importlib);
+        }
+        (api.err_clear)();
+    }
+    is_taking
 }
 
 /// Asks for the call that takes the hooks out again, from the main thread.

@@ -22,6 +22,8 @@ use std::ffi::CStr;
 const PAGE: usize = 4096;
 /// Pages that are asked for and looked through at once.
 const AT_ONCE: usize = 512;
+/// Bytes that a line of `/proc/self/maps` needs at most: a path of 4,096 (PATH_MAX), and 73 before it.
+const LINE: usize = 2 * PAGE;
 /// Bits of the filter, one for each page of memory; pages that are so many apart share one. It has to stay in the
 /// processor's cache.
 const FILTER_BITS: usize = 1 << 20;
@@ -113,7 +115,7 @@ impl Blocks {
             self.filter.area(),
             self.areas.area(),
         ];
-        let mut lines = Lines { file, buffer: [0; PAGE], from: 0, to: 0 };
+        let mut lines = Lines { file, buffer: [0; LINE], from: 0, to: 0 };
         while let Some(line) = lines.next() {
             let Some((start, end)) = area(line) else { continue };
             if line.ends_with(b"[heap]") {
@@ -287,10 +289,10 @@ fn area(line: &[u8]) -> Option<(usize, usize)> {
     (is_memory && rights.first() == Some(&b'r')).then_some((start, end))
 }
 
-/// A file's lines, of which the longest is a page less one byte.
+/// A file's lines, of which the longest has one byte less than [`LINE`].
 struct Lines {
     file: ReadOnly,
-    buffer: [u8; PAGE],
+    buffer: [u8; LINE],
     from: usize,
     to: usize,
 }
