@@ -192,7 +192,7 @@ unsafe extern "C" fn call(this: Object, arguments: Object, _named: Object) -> Ob
                 return NULL;
             }
             (api.incref)(argument);
-            requests::drop_reference(api, std::mem::replace(&mut exchange.held[index], argument));
+            api.release([std::mem::replace(&mut exchange.held[index], argument)]);
         }
         exchange.state = State::Fresh;
         (api.incref)(this);
@@ -414,8 +414,7 @@ unsafe fn finish(api: &Api, this: Object) {
         if error.is_null() {
             end_in(api, this, None);
         } else {
-            let (mut kind, mut value, mut trace) = (NULL, NULL, NULL);
-            (api.err_fetch)(&mut kind, &mut value, &mut trace);
+            let [kind, value, trace] = api.fetch();
             let ended_well = (api.err_is)(kind, *api.stop_iteration) != 0;
             let outcome = (!ended_well).then(|| judged(api, this, kind));
             end_in(api, this, outcome);
@@ -449,7 +448,7 @@ unsafe fn end_in(api: &Api, this: Object, outcome: Option<u8>) {
         // Whoever keeps the `send` that he was given keeps no more than he would have kept without us.
         for index in [INNER, APPLICATION, SCOPE, RECEIVE, HEADERS] {
             let object = std::mem::replace(&mut (*exchange).held[index], NULL);
-            requests::drop_reference(api, object);
+            api.release([object]);
         }
     }
 }
@@ -465,7 +464,7 @@ unsafe fn is_gone(api: &Api, this: Object) -> bool {
         let mut told = NULL;
         (api.look_up_attribute)(held[CLIENT], held[TELLS], &mut told);
         let is_gone = !told.is_null() && (api.is_true)(told) == 1;
-        requests::drop_reference(api, told);
+        api.release([told]);
         api.clear_error();
         is_gone
     }
@@ -494,11 +493,9 @@ unsafe fn judged(api: &Api, this: Object, error: Object) -> u8 {
             if !judged.is_null() {
                 outcome = (api.long_as)(judged);
             }
-            requests::drop_reference(api, judged);
+            api.release([judged]);
         }
-        for object in [is_gone, is_websocket, sent] {
-            requests::drop_reference(api, object);
-        }
+        api.release([is_gone, is_websocket, sent]);
         api.clear_error();
         outcome.min(2) as u8
     }
@@ -558,7 +555,7 @@ unsafe fn look_at(api: &Api, this: Object, message: Object) -> bool {
                 if !headers.is_null() {
                     (api.incref)(headers);
                 }
-                requests::drop_reference(api, std::mem::replace(&mut (*exchange).held[HEADERS], headers));
+                api.release([std::mem::replace(&mut (*exchange).held[HEADERS], headers)]);
                 false
             }
             b"http.response.body" => {
@@ -598,8 +595,7 @@ unsafe extern "C" fn deallocate(this: Object) {
     // SAFETY: as in exchange_by, but that an exception may be set; the last reference is gone.
     unsafe {
         (api.collector_forget)(this);
-        let (mut kind, mut value, mut trace) = (NULL, NULL, NULL);
-        (api.err_fetch)(&mut kind, &mut value, &mut trace);
+        let [kind, value, trace] = api.fetch();
         // That lets the application's coroutine end, whose last words are still the request's.
         clear(this);
         end_in(api, this, Some(ABORTED));

@@ -143,9 +143,7 @@ unsafe fn begin(api: &Api, request: Object, meant: Object) -> u64 {
             let (method, path) = (install::utf8(api, method), install::utf8(api, path));
             handle = requests::open_within(api, requests::current(api), method, path);
         }
-        for object in [method, path].into_iter().filter(|object| !object.is_null()) {
-            (api.decref)(object);
-        }
+        api.release([method, path]);
         handle
     }
 }
@@ -171,9 +169,7 @@ unsafe extern "C" fn after(pair: Object, start: *const Object, count: isize) -> 
                 requests::end_request(api, handle, outcome, true);
             }
         }
-        for object in [kind, error, trace].into_iter().filter(|object| !object.is_null()) {
-            (api.decref)(object);
-        }
+        api.release([kind, error, trace]);
         if let Some([kind, error, trace]) = raised {
             (api.err_restore)(kind, error, trace);
         }
@@ -192,9 +188,7 @@ unsafe fn judged(api: &Api, judge: Object, error: Object) -> u64 {
         let outcome = (api.vectorcall)(judge, &error, 1, std::ptr::null_mut());
         let number = if outcome.is_null() { ERROR } else { (api.long_as)(outcome) };
         (api.err_clear)();
-        if !outcome.is_null() {
-            (api.decref)(outcome);
-        }
+        api.release([outcome]);
         number
     }
 }

@@ -136,9 +136,7 @@ pub(crate) unsafe fn instrument(api: &Api) -> Result<(), &'static str> {
             WITHDRAW.store((api.get_attribute)(native, c"withdraw".as_ptr()), Ordering::Relaxed);
             REINSTATE.store((api.get_attribute)(native, c"reinstate".as_ptr()), Ordering::Relaxed);
         }
-        for object in [native, leave].into_iter().filter(|object| !object.is_null()) {
-            (api.decref)(object);
-        }
+        api.release([native, leave]);
         (api.err_clear)();
         if done { Ok(()) } else { Err("its shim raised an exception") }
     }
@@ -231,23 +229,10 @@ unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) {
         if !object.is_null() {
             let token = (api.context_var_set)(CURRENT.load(Ordering::Relaxed), object);
             // The integer is the context's alone from now on.
-            for object in [object, token].into_iter().filter(|object| !object.is_null()) {
-                (api.decref)(object);
-            }
+            api.release([object, token]);
         }
         api.clear_error();
         SETTING.0.store(0, Ordering::Relaxed);
-    }
-}
-
-/// Drops a new reference, if there is one.
-///
-/// # Safety
-/// The GIL is held.
-pub(crate) unsafe fn drop_reference(api: &Api, object: Object) {
-    if !object.is_null() {
-        // SAFETY: the caller's promise.
-        unsafe { (api.decref)(object) };
     }
 }
 

@@ -294,6 +294,17 @@ impl Api {
         [kind, error, trace]
     }
 
+    /// Drops new references, those that there are.
+    ///
+    /// # Safety
+    /// The caller holds the GIL; each is a reference of its own, or null.
+    pub(crate) unsafe fn release<const N: usize>(&self, references: [Object; N]) {
+        for object in references.into_iter().filter(|object| !object.is_null()) {
+            // SAFETY: the caller's promise.
+            unsafe { (self.decref)(object) };
+        }
+    }
+
     /// A new reference to None.
     ///
     /// # Safety

@@ -106,10 +106,7 @@ pub(crate) unsafe fn clear<const N: usize>(api: &Api, held: *mut [Object; N]) {
     for index in 0..N {
         // SAFETY: the caller's promise. No reference to the array lives while somebody's code runs.
         unsafe {
-            let object = std::mem::replace(&mut (*held)[index], std::ptr::null_mut());
-            if !object.is_null() {
-                (api.decref)(object);
-            }
+            api.release([std::mem::replace(&mut (*held)[index], std::ptr::null_mut())]);
         }
     }
 }

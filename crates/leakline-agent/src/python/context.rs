@@ -62,9 +62,7 @@ impl Variable {
             let set = |value| {
                 let object = (api.long_from)(value);
                 let token = if object.is_null() { object } else { (api.context_var_set)(variable, object) };
-                for object in [object, token].into_iter().filter(|object| !object.is_null()) {
-                    (api.decref)(object);
-                }
+                api.release([object, token]);
                 !token.is_null()
             };
             let hash = (api.hash)(variable);

@@ -180,9 +180,7 @@ unsafe fn verify_layout(api: &Api) -> Result<(), &'static str> {
                     (api.decref)(verify);
                 }
             }
-            for object in [sys, module, frame].into_iter().filter(|object| !object.is_null()) {
-                (api.decref)(object);
-            }
+            api.release([sys, module, frame]);
         }
         (api.err_clear)();
     }

@@ -45,6 +45,7 @@ pub const IN_FLIGHT: usize = 1024;
 pub fn slot(handle: u64) -> usize {
     handle as usize % IN_FLIGHT
 }
+
 /// Bytes of a request's route, method and path, that are kept until its end.
 const NAME_BYTES: usize = 208;
 /// Parked blocks that are watched: as many as CPython's lists of dicts, key tables, lists and floats hold, and a part of
