@@ -6,7 +6,7 @@
 
 use crate::python::api::{self, Api, FastFunction, METH_FASTCALL, METH_KEYWORDS, MethodDef, Object};
 use crate::python::class::{self, Head, Slot, Visitor};
-use crate::python::install;
+use crate::python::{Name, install};
 use crate::{recorder, requests, sockets};
 use leakline_table::layout::Phase;
 use std::ffi::{c_int, c_void};
@@ -68,18 +68,16 @@ const OK: u8 = 0;
 const ERROR: u8 = 1;
 const ABORTED: u8 = 2;
 
-/// Names that are looked up again and again.
-static NAMES: [AtomicPtr<c_void>; 10] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 10];
-const TYPE_KEY: usize = 0;
-const METHOD: usize = 1;
-const PATH: usize = 2;
-const STATUS: usize = 3;
-const HEADERS_KEY: usize = 4;
-const BODY: usize = 5;
-const MORE_BODY: usize = 6;
-const SEND_NAME: usize = 7;
-const THROW: usize = 8;
-const CLOSE: usize = 9;
+static TYPE_KEY: Name = Name::new(c"type");
+static METHOD: Name = Name::new(c"method");
+static PATH: Name = Name::new(c"path");
+static STATUS: Name = Name::new(c"status");
+static HEADERS_KEY: Name = Name::new(c"headers");
+static BODY: Name = Name::new(c"body");
+static MORE_BODY: Name = Name::new(c"more_body");
+static SEND_NAME: Name = Name::new(c"send");
+static THROW: Name = Name::new(c"throw");
+static CLOSE: Name = Name::new(c"close");
 
 static METHODS: [MethodDef; 4] = [
     install::method(c"send", send),
@@ -116,24 +114,12 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         Slot::new(class::TP_METHODS, METHODS.as_ptr().cast()),
         Slot::END,
     ];
-    // SAFETY: the GIL is held. All references are kept for good.
+    // SAFETY: the GIL is held. The type is kept for good.
     unsafe {
         TYPE.store(class::make(api, c"leakline.Exchange", size_of::<Exchange>(), &slots)?, Ordering::Relaxed);
-        let texts =
-            [c"type", c"method", c"path", c"status", c"headers", c"body", c"more_body", c"send", c"throw", c"close"];
-        for (name, text) in NAMES.iter().zip(texts) {
-            name.store((api.intern)(text.as_ptr()), Ordering::Relaxed);
-        }
-        (api.err_clear)();
-        match NAMES.iter().any(|name| name.load(Ordering::Relaxed).is_null()) {
-            true => Err("there is no memory for a few names"),
-            false => Ok(()),
-        }
+        let names = [&TYPE_KEY, &METHOD, &PATH, &STATUS, &HEADERS_KEY, &BODY, &MORE_BODY, &SEND_NAME, &THROW, &CLOSE];
+        Name::intern(api, &names)
     }
-}
-
-fn name(index: usize) -> Object {
-    NAMES[index].load(Ordering::Relaxed)
 }
 
 /// `exchange_by(judge, awaited)`: the shim's functions for what is rare. `judge(error, is_websocket, is_gone, headers, sent)`
@@ -204,10 +190,10 @@ unsafe extern "C" fn call(this: Object, arguments: Object, _named: Object) -> Ob
 ///
 /// # Safety
 /// The GIL is held, no exception is set, none is afterwards.
-unsafe fn item(api: &Api, dict: Object, key: usize) -> Object {
+unsafe fn item(api: &Api, dict: Object, key: &Name) -> Object {
     // SAFETY: the caller's promise; names live for good.
     unsafe {
-        let found = (api.dict_item)(dict, name(key));
+        let found = (api.dict_item)(dict, key.get());
         if found.is_null() {
             api.clear_error();
         }
@@ -219,7 +205,7 @@ unsafe fn item(api: &Api, dict: Object, key: usize) -> Object {
 ///
 /// # Safety
 /// As for `item`; the text lives as long as the dict holds it.
-unsafe fn text<'a>(api: &Api, dict: Object, key: usize) -> &'a [u8] {
+unsafe fn text<'a>(api: &Api, dict: Object, key: &Name) -> &'a [u8] {
     // SAFETY: the caller's promise.
     unsafe {
         let found = item(api, dict, key);
@@ -236,8 +222,8 @@ unsafe fn open(api: &Api, this: Object) -> bool {
     unsafe {
         let exchange = this.cast::<Exchange>();
         let [_, application, scope, receive, plain_send, ..] = (*exchange).held;
-        let method = match text(api, scope, TYPE_KEY) {
-            b"http" => Some(text(api, scope, METHOD)),
+        let method = match text(api, scope, &TYPE_KEY) {
+            b"http" => Some(text(api, scope, &METHOD)),
             b"websocket" => Some(&b"WS"[..]),
             _ => None,
         };
@@ -248,7 +234,7 @@ unsafe fn open(api: &Api, this: Object) -> bool {
             (*exchange).is_websocket = method == b"WS";
             // This context may have been copied from another request's: a connection's callbacks run in that of whoever
             // resumed its reading.
-            (*exchange).handle = requests::open(api, method, text(api, scope, PATH));
+            (*exchange).handle = requests::open(api, method, text(api, scope, &PATH));
             if (*exchange).file >= 0 {
                 sockets::serves((*exchange).file);
             }
@@ -325,7 +311,7 @@ unsafe fn step(api: &Api, this: Object, value: Object) -> Object {
                     (api.decref)(returned);
                 }
             }
-            None => result = (api.call_method)(inner, name(SEND_NAME), value, NULL),
+            None => result = (api.call_method)(inner, SEND_NAME.get(), value, NULL),
         }
         (api.decref)(inner);
         if result.is_null() {
@@ -376,7 +362,7 @@ unsafe extern "C" fn throw(this: Object, start: *const Object, count: isize) -> 
         let inner = (*this.cast::<Exchange>()).held[INNER];
         let argument = |index: isize| if index < count { *start.offset(index) } else { NULL };
         (api.incref)(inner);
-        let result = (api.call_method)(inner, name(THROW), argument(0), argument(1), argument(2), NULL);
+        let result = (api.call_method)(inner, THROW.get(), argument(0), argument(1), argument(2), NULL);
         (api.decref)(inner);
         if result.is_null() {
             finish(api, this);
@@ -396,7 +382,7 @@ unsafe extern "C" fn close(this: Object, _start: *const Object, _count: isize) -
             return api.new_none();
         }
         (api.incref)(inner);
-        let result = (api.call_method)(inner, name(CLOSE), NULL);
+        let result = (api.call_method)(inner, CLOSE.get(), NULL);
         (api.decref)(inner);
         end_in(api, this, Some(ABORTED));
         result
@@ -461,8 +447,7 @@ unsafe fn is_gone(api: &Api, this: Object) -> bool {
     // SAFETY: the caller's promise; the attribute is a new reference or null.
     unsafe {
         let Exchange { held, .. } = &*this.cast::<Exchange>();
-        let mut told = NULL;
-        (api.look_up_attribute)(held[CLIENT], held[TELLS], &mut told);
+        let told = api.attribute_if_any(held[CLIENT], held[TELLS]);
         let is_gone = !told.is_null() && (api.is_true)(told) == 1;
         api.release([told]);
         api.clear_error();
@@ -539,9 +524,9 @@ unsafe fn look_at(api: &Api, this: Object, message: Object) -> bool {
     // SAFETY: the caller's promise. What `item` returns is borrowed from the message, which its sender holds.
     unsafe {
         let exchange = this.cast::<Exchange>();
-        match text(api, message, TYPE_KEY) {
+        match text(api, message, &TYPE_KEY) {
             b"http.response.start" => {
-                let status = item(api, message, STATUS);
+                let status = item(api, message, &STATUS);
                 let status = if status.is_null() { 0 } else { (api.long_as)(status) };
                 api.clear_error();
                 // What is no number is refused as the largest of all.
@@ -551,7 +536,7 @@ unsafe fn look_at(api: &Api, this: Object, message: Object) -> bool {
                     writer.phase(handle, Phase::Streaming);
                     writer.status(handle, status);
                 });
-                let headers = item(api, message, HEADERS_KEY);
+                let headers = item(api, message, &HEADERS_KEY);
                 if !headers.is_null() {
                     (api.incref)(headers);
                 }
@@ -559,12 +544,12 @@ unsafe fn look_at(api: &Api, this: Object, message: Object) -> bool {
                 false
             }
             b"http.response.body" => {
-                let body = item(api, message, BODY);
+                let body = item(api, message, &BODY);
                 if !body.is_null() && !is_gone(api, this) {
                     (*exchange).sent += (api.size)(body).max(0) as u64;
                     api.clear_error();
                 }
-                let more = item(api, message, MORE_BODY);
+                let more = item(api, message, &MORE_BODY);
                 let is_last = more.is_null() || (api.is_true)(more) == 0;
                 api.clear_error();
                 is_last

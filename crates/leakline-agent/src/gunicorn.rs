@@ -5,24 +5,10 @@
 //! them in place.
 
 use crate::python::api::{self, Api, MethodDef, Object};
-use crate::python::install;
+use crate::python::{Name, install};
 use crate::{requests, response};
 use leakline_table::writer::{IN_FLIGHT, slot};
-use std::ffi::{CStr, c_void};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-
-/// Names that are looked up for each request, interned.
-struct Name(AtomicPtr<c_void>, &'static CStr);
-
-impl Name {
-    const fn new(text: &'static CStr) -> Self {
-        Self(AtomicPtr::new(std::ptr::null_mut()), text)
-    }
-
-    fn get(&self) -> Object {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 static METHOD: Name = Name::new(c"method");
 static PATH: Name = Name::new(c"path");
@@ -49,17 +35,8 @@ static SERVE: MethodDef = install::method(c"serve", serve);
 /// # Safety
 /// The GIL is held, no exception is set.
 pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
-    for name in [&METHOD, &PATH, &STATUS, &VALUE, &FILE_WRAPPER] {
-        // SAFETY: the GIL is held; the reference is kept for good.
-        let made = unsafe { (api.intern)(name.1.as_ptr()) };
-        if made.is_null() {
-            // SAFETY: as above.
-            unsafe { (api.err_clear)() };
-            return Err("its names could not be made");
-        }
-        name.0.store(made, Ordering::Relaxed);
-    }
-    Ok(())
+    // SAFETY: the caller's promise.
+    unsafe { Name::intern(api, &[&METHOD, &PATH, &STATUS, &VALUE, &FILE_WRAPPER]) }
 }
 
 /// `before_request(setting, meant) -> pre_request(worker, request)`: the hook that the setting holds is called when the
@@ -130,7 +107,8 @@ unsafe extern "C" fn before(pair: Object, start: *const Object, count: isize) ->
 unsafe fn begin(api: &Api, request: Object, meant: Object) -> u64 {
     // SAFETY: the caller's promise; each reference is dropped once, after its text was used.
     unsafe {
-        let (method, mut path) = (attribute(api, request, &METHOD), attribute(api, request, &PATH));
+        let (method, mut path) =
+            (api.attribute_if_any(request, METHOD.get()), api.attribute_if_any(request, PATH.get()));
         let mut handle = 0;
         if !method.is_null() && !path.is_null() {
             if install::utf8(api, path).iter().any(|byte| !byte.is_ascii() || *byte == b'%') {
@@ -200,7 +178,7 @@ unsafe fn judged(api: &Api, judge: Object, error: Object) -> u64 {
 unsafe fn has_failed(api: &Api, answer: Object) -> bool {
     // SAFETY: the caller's promise; the status is dropped when it has been read.
     unsafe {
-        let status = attribute(api, answer, &STATUS);
+        let status = api.attribute_if_any(answer, STATUS.get());
         if status.is_null() {
             return false;
         }
@@ -256,19 +234,4 @@ unsafe fn configured(api: &Api, pair: Object, start: *const Object, count: isize
         (api.decref)(hook);
         result
     }
-}
-
-/// A new reference to an attribute, null where there is none.
-///
-/// # Safety
-/// The GIL is held, no exception is set.
-unsafe fn attribute(api: &Api, object: Object, name: &Name) -> Object {
-    let mut found = std::ptr::null_mut();
-    // SAFETY: the caller's promise.
-    unsafe {
-        if (api.look_up_attribute)(object, name.get(), &mut found) < 0 {
-            (api.err_clear)();
-        }
-    }
-    found
 }

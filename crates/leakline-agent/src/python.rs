@@ -8,6 +8,7 @@ mod frames;
 pub(crate) mod install;
 mod layout;
 mod life;
+mod name;
 pub(crate) mod objects;
 mod text;
 
@@ -17,6 +18,7 @@ pub(crate) use frames::{DEPTH, evaluator, frames, key};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
 pub(crate) use layout::{collector_head, pool_bytes, version};
 pub(crate) use life::look;
+pub(crate) use name::Name;
 pub(crate) use text::word;
 
 use api::{Api, ThreadState};

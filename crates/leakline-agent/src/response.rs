@@ -5,7 +5,7 @@
 
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::class::{self, Head, Slot, Visitor};
-use crate::python::install;
+use crate::python::{Name, install};
 use crate::requests;
 use leakline_table::layout::Phase;
 use std::ffi::{c_int, c_void};
@@ -20,9 +20,8 @@ struct Response {
     handle: u64,
 }
 
-/// The type, and the interned name "close".
 static TYPE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
-static CLOSE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+static CLOSE: Name = Name::new(c"close");
 
 static METHODS: [MethodDef; 2] = [
     install::method(c"close", close),
@@ -42,18 +41,11 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         Slot::new(class::TP_METHODS, METHODS.as_ptr().cast()),
         Slot::END,
     ];
-    // SAFETY: the GIL is held. Both references are kept for good.
+    // SAFETY: the GIL is held. The type is kept for good.
     unsafe {
-        let kind = class::make(api, c"leakline.Response", size_of::<Response>(), &slots)?;
-        let name = (api.intern)(c"close".as_ptr());
-        if name.is_null() {
-            (api.err_clear)();
-            return Err("there is no memory for a name");
-        }
-        TYPE.store(kind, Ordering::Relaxed);
-        CLOSE.store(name, Ordering::Relaxed);
+        TYPE.store(class::make(api, c"leakline.Response", size_of::<Response>(), &slots)?, Ordering::Relaxed);
+        Name::intern(api, &[&CLOSE])
     }
-    Ok(())
 }
 
 /// The current context's request begins to send its response: takes the application's iterable and returns ours. A server
@@ -91,7 +83,7 @@ unsafe extern "C" fn close(response: Object, _start: *const Object, _count: isiz
             return api.new_none();
         }
         let mut method = std::ptr::null_mut();
-        match (api.look_up_attribute)(inner, CLOSE.load(Ordering::Relaxed), &mut method) {
+        match (api.look_up_attribute)(inner, CLOSE.get(), &mut method) {
             0 => api.new_none(),
             1 => {
                 let result = (api.call)(method, std::ptr::null_mut());

@@ -283,6 +283,21 @@ impl Api {
         }
     }
 
+    /// An attribute, a new reference; null where there is none, or where to look for it raises.
+    ///
+    /// # Safety
+    /// The caller holds the GIL and no exception is set; none is afterwards.
+    pub(crate) unsafe fn attribute_if_any(&self, object: Object, name: Object) -> Object {
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (self.look_up_attribute)(object, name, &mut found) < 0 {
+                (self.err_clear)();
+            }
+        }
+        found
+    }
+
     /// Takes the exception that is set: type, value and traceback.
     ///
     /// # Safety
