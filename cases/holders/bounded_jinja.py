@@ -3,7 +3,7 @@ from jinja2 import Environment, FunctionLoader
 
 
 def source(name):
-    return "".join("{{ price_%d }} of %s\n" % (index, name) for index in range(40))
+    return "".join("{{ price_%d }} of %s\n" % (index, name) for index in range(80))
 
 
 environment = Environment(loader=FunctionLoader(source), cache_size=5000)
