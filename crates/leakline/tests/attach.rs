@@ -4,8 +4,11 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,7 +19,10 @@ use leakline::drive::plan::Plan;
 use leakline::target::process::descendants;
 use leakline_table::layout::{FLAG_SMALL, Loss, SampleRecord};
 use leakline_table::reader::Snapshot;
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A busy machine makes the sampler coarser, so servers don't run side by side.
@@ -510,4 +516,142 @@ fn coming_and_going_leaves_nothing_behind() {
     let maps = maps(worker);
     let libraries = maps.lines().filter(|line| line.contains("/agent-") && line.contains(" r-xp ")).count();
     assert_eq!(libraries, 1, "{maps}");
+}
+
+/// The command is killed by SIGKILL before one of its requests to trace the server or to write to its memory, which are all
+/// that it does to it: before some of them.
+#[test]
+fn a_command_that_is_killed_in_the_midst_leaves_the_server_at_work() {
+    killed_in_the_midst(43);
+}
+
+/// The same before each of them, for as long as scripts/attach-long has time.
+#[test]
+#[ignore = "takes minutes"]
+fn a_command_that_is_killed_before_any_request_leaves_the_server_at_work() {
+    killed_in_the_midst(1);
+}
+
+/// Answers whoever asks, in threads, and waits with a timeout; other threads allocate.
+const SERVES: &str = "
+import http.server, threading, time
+def allocate():
+    while True:
+        time.sleep(0.0001)
+        kept = [bytearray(5000) for _ in range(20)]
+for _ in range(2): threading.Thread(target=allocate, daemon=True).start()
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'answered')
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Answers)
+print(server.server_address[1])
+server.serve_forever(0.05)";
+
+/// Is always in the interpreter's loop, with numbers in the registers that XSAVE saves.
+const COMPUTES: &str = "
+def total():
+    total = 0.1
+    for number in range(2000): total = total * 0.999 + number * 0.3
+    return total
+print(0)
+first = total()
+while total() == first: pass";
+
+fn killed_in_the_midst(stride: usize) {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let requirements = harness::root().join("cases/user-list/requirements.txt");
+    for (version, script, first) in [("3.11", SERVES, 1), ("3.13", SERVES, 15), ("3.11", COMPUTES, 29)] {
+        let Some(python) = harness::python(version, &requirements) else { continue };
+        let tables = harness::folder("killed-in-the-midst");
+        for command in ["attach", "detach"] {
+            let kills = (first..).step_by(stride).take_while(|request| {
+                // Each time anew: a server loads the agent once.
+                let mut server = Victim::start(Command::new(&python).args(["-u", "-c", script]));
+                let port: u16 = server.line().parse().unwrap();
+                let what = format!("{version}, {command} killed before request {request}, {script}");
+                let pid = server.pid().to_string();
+                let code = |arguments: &[&str]| {
+                    let output = leakline(&tables, &[arguments, &[&pid]].concat());
+                    (output.status.code(), said(&output))
+                };
+                if command == "detach" {
+                    let attached = code(&["attach"]);
+                    assert_eq!(attached.0, Some(0), "{what}: {attached:?}");
+                }
+                let is_killed = killed_before(&tables, &[command, &pid], *request);
+                for _ in 0..3 {
+                    assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended");
+                    assert!(port == 0 || answers(port), "{what}: no answer");
+                }
+                // What it was told to call may take a while.
+                let began = Instant::now();
+                let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+                while !status().contains("SigBlk:\t0000000000000000") {
+                    assert!(began.elapsed() < Duration::from_secs(60), "{what}: {}", status());
+                    sleep(Duration::from_millis(5));
+                }
+                // Whether it had come in, or left, before the command was killed.
+                let left = code(&["detach"]);
+                assert!(matches!(left.0, Some(0 | 9)), "{what}: {left:?}");
+                for again in ["attach", "detach"] {
+                    let done = code(&[again]);
+                    assert_eq!(done.0, Some(0), "{what}, then {again}: {done:?}");
+                }
+                assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended later");
+                assert!(port == 0 || answers(port), "{what}: no answer later");
+                is_killed
+            });
+            let kills = kills.count();
+            eprintln!("{version}: {command} was killed {kills} times");
+            assert!(kills > 0, "{version}: {command} ended before its request {first}");
+        }
+        std::fs::remove_dir_all(tables).unwrap();
+    }
+}
+
+fn answers(port: u16) -> bool {
+    let mut answer = String::new();
+    let asked = TcpStream::connect(("127.0.0.1", port)).and_then(|mut connection| {
+        connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+        connection.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        connection.read_to_string(&mut answer)
+    });
+    asked.is_ok() && answer.ends_with("answered")
+}
+
+/// Runs leakline, and kills it before it makes its request of this number to trace a process or to write to its memory.
+/// False where it has ended before.
+fn killed_before(tables: &Path, arguments: &[&str], number: usize) -> bool {
+    let mut command = Command::new(harness::LEAKLINE);
+    command.arg("--dir").arg(tables.join("runs")).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: a system call between fork and exec.
+    unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
+    #[expect(clippy::zombie_processes, reason = "whoever traces it waits for it by its id")]
+    let child = command.spawn().unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    waitpid(pid, None).unwrap();
+    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL).unwrap();
+    let mut requests = 0;
+    let mut signal = None;
+    loop {
+        ptrace::syscall(pid, signal.take()).unwrap();
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return false,
+            WaitStatus::Stopped(_, other) => signal = Some(other),
+            _ => {}
+        }
+        let Ok(registers) = ptrace::getregs(pid) else { continue };
+        let begins = registers.rax == -i64::from(libc::ENOSYS) as u64;
+        if begins && matches!(registers.orig_rax as i64, libc::SYS_ptrace | libc::SYS_pwrite64) {
+            requests += 1;
+        }
+        if requests == number {
+            nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+            waitpid(pid, None).unwrap();
+            return true;
+        }
+    }
 }

@@ -25,7 +25,7 @@ use examine::{Target, forbidden, gone};
 use jumps::Jump;
 use memory::{Library, Maps, Memory};
 use safe::Places;
-use thread::{Caller, Thread, Trouble};
+use thread::{Caller, KEEPING_RETURN, SIGNAL_RETURN, Thread, Trouble};
 
 pub mod examine;
 mod jumps;
@@ -62,8 +62,12 @@ pub struct Outcome {
 const DONE: u64 = 0;
 const BUSY: u64 = 1;
 
+/// More of the C library's code is not looked through, bytes.
+const MOST_CODE: u64 = 64 << 20;
 /// How long a thread may take to come to a place where it is safe to stop it.
 const SAFE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long all threads may take to stop where no jump is put.
+const BETWEEN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long we wait for the interpreter. It lets the agent in when its main thread wakes up.
 const INTERPRETER_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -192,6 +196,8 @@ struct Session<'t> {
     target: &'t Target,
     memory: Memory,
     places: Places,
+    /// Where the C library has [`thread::SIGNAL_RETURN`].
+    signal_return: u64,
     agent: Option<Agent>,
 }
 
@@ -210,7 +216,18 @@ impl<'t> Session<'t> {
         };
         let mut agents = target.agents.iter().filter_map(|file| Agent::present(target, file));
         let agent = agents.rfind(|agent| agent.state(&memory).is_ok());
-        Ok(Self { target, memory, places, agent })
+        let signal_return = maps.code(&target.c_library.file).into_iter().find_map(|code| {
+            let mut bytes = vec![0; (code.end - code.start).min(MOST_CODE) as usize];
+            memory.read(code.start, &mut bytes).ok()?;
+            let at = bytes.windows(SIGNAL_RETURN.len()).position(|bytes| bytes == SIGNAL_RETURN)?;
+            Some(code.start + at as u64)
+        });
+        let Some(signal_return) = signal_return else {
+            let what =
+                format!("the C library of process {} returns from signals in a way that is not known", target.pid);
+            return Err(Failure::new(Exit::Unsupported, what, "start the server with `leakline run` instead"));
+        };
+        Ok(Self { target, memory, places, signal_return, agent })
     }
 
     fn failed(&self, doing: &str, trouble: &dyn std::fmt::Display) -> Failure {
@@ -263,7 +280,7 @@ impl<'t> Session<'t> {
         // Whichever file it came from, only the same agent is used again.
         let present = self.agent.take().filter(|agent| agent.0.file.file_name() == theirs.file_name());
         let (mut thread, stopped) = self.main_thread()?;
-        let done = Caller::new(&mut thread, &self.memory)
+        let done = Caller::new(&mut thread, &self.memory, self.signal_return)
             .map_err(|trouble| self.failed("attach to", &trouble))
             .and_then(|mut caller| self.bring_in_by(&mut caller, present, fresh, wishes));
         thread.release();
@@ -280,26 +297,31 @@ impl<'t> Session<'t> {
         fresh: Library,
         wishes: &Wishes,
     ) -> Result<(Agent, usize), Failure> {
-        let mut loaded = None;
-        let agent = match present {
-            Some(agent) => agent,
-            None => {
-                let (handle, agent) = self.load(caller, fresh, &wishes.agent.theirs)?;
-                loaded = Some(handle);
-                agent
+        let failed = |error: io::Error| self.failed("attach to", &error);
+        let known = present.as_ref().map_or(Ok(0), |agent| agent.stubs(&self.memory)).map_err(failed)?;
+        let page = if known == 0 { self.map_page(caller)? } else { known };
+        let loaded = match present {
+            Some(agent) => Ok((None, agent)),
+            None => self.load(caller, page, fresh, &wishes.agent.theirs).map(|(handle, agent)| (Some(handle), agent)),
+        };
+        let (handle, agent) = match loaded {
+            Ok(loaded) => loaded,
+            Err(failure) => {
+                self.unmap(caller, page);
+                return Err(failure);
             }
         };
-        let prepared = self.prepare(caller, &agent, wishes);
-        let jumps = match prepared {
+        let jumps = match self.prepare(caller, &agent, page, wishes) {
             Ok(jumps) => jumps,
             Err(failure) => {
                 // Nothing leads to it yet, so it may go again.
-                let close = self.target.c_library.address("dlclose");
-                if let (Some(handle), Some(close)) = (loaded, close) {
-                    if let Ok(page @ 1..) = agent.stubs(&self.memory) {
-                        self.unmap(caller, page);
-                    }
+                if let (Some(handle), Some(close)) = (handle, self.target.c_library.address("dlclose")) {
                     let _ = caller.call(close, &[handle]);
+                }
+                let is_forgotten =
+                    handle.is_some() || agent.put(&self.memory, offset_of!(Attachment, stubs), 0).is_ok();
+                if known == 0 && is_forgotten {
+                    self.unmap(caller, page);
                 }
                 return Err(failure);
             }
@@ -321,7 +343,8 @@ impl<'t> Session<'t> {
     }
 
     /// Makes the process load the agent; the loader's handle, and the library where it lies.
-    fn load(&self, caller: &mut Caller, fresh: Library, file: &Path) -> Result<(u64, Agent), Failure> {
+    fn load(&self, caller: &mut Caller, page: u64, fresh: Library, file: &Path) -> Result<(u64, Agent), Failure> {
+        self.return_by(caller, page).map_err(|trouble| self.failed("attach to", &trouble))?;
         let loader = self.target.maps.library("libdl.so.2").or_else(|| self.target.maps.library("libdl-2."));
         let find = |name: &str| {
             self.target.c_library.address(name).or_else(|| loader.as_ref().and_then(|library| library.address(name)))
@@ -353,8 +376,8 @@ impl<'t> Session<'t> {
         agent.0.address(name).ok_or_else(|| self.failed("attach to", &format!("its agent has no {name}")))
     }
 
-    /// Makes the page of stubs where there is none, and tells the agent what it has to know.
-    fn prepare(&self, caller: &mut Caller, agent: &Agent, wishes: &Wishes) -> Result<Vec<Jump>, Failure> {
+    /// Fills the page of stubs where that is to be done, and tells the agent what it has to know.
+    fn prepare(&self, caller: &mut Caller, agent: &Agent, page: u64, wishes: &Wishes) -> Result<Vec<Jump>, Failure> {
         let failed = |error: io::Error| self.failed("attach to", &error);
         let tables = wishes.tables.as_os_str().as_bytes();
         if tables.len() >= TABLES_BYTES {
@@ -370,9 +393,14 @@ impl<'t> Session<'t> {
             agent.put(&self.memory, offset, word).map_err(failed)?;
         }
         let jumps = match agent.stubs(&self.memory).map_err(failed)? {
-            0 => self.make_stubs(caller, agent)?,
+            0 => {
+                let jumps = self.fill_stubs(agent, page).map_err(failed)?;
+                agent.put(&self.memory, offset_of!(Attachment, stubs), page).map_err(failed)?;
+                jumps
+            }
             page => Jump::on_page(&self.memory, page).map_err(failed)?,
         };
+        self.return_by(caller, page).map_err(|trouble| self.failed("attach to", &trouble))?;
         let prepare = self.function(agent, "leakline_prepare")?;
         match caller.call(prepare, &[]) {
             Ok(DONE) => Ok(jumps),
@@ -381,35 +409,22 @@ impl<'t> Session<'t> {
         }
     }
 
-    fn make_stubs(&self, caller: &mut Caller, agent: &Agent) -> Result<Vec<Jump>, Failure> {
-        let failed = |error: io::Error| self.failed("attach to", &error);
-        let c_library = &self.target.c_library;
-        let malloc = c_library.address("malloc").ok_or_else(|| self.failed("attach to", &"it has no malloc"))?;
-        let map = c_library.address("mmap").ok_or_else(|| self.failed("attach to", &"it has no mmap"))?;
-        let page = self.map_near(caller, map, malloc)?;
-        let made = self.fill_stubs(agent, page);
-        match made.and_then(|jumps| agent.put(&self.memory, offset_of!(Attachment, stubs), page).map(|()| jumps)) {
-            Ok(jumps) => Ok(jumps),
-            Err(error) => {
-                self.unmap(caller, page);
-                Err(failed(error))
-            }
-        }
-    }
-
-    /// Maps a page near an address.
-    fn map_near(&self, caller: &mut Caller, map: u64, address: u64) -> Result<u64, Failure> {
+    /// Maps a page near the C library.
+    fn map_page(&self, caller: &mut Caller) -> Result<u64, Failure> {
         // Never writable for the process itself; we write to it from outside.
         const PROTECTION: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         const FLAGS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         // Where the process has mapped something since we looked, as the agent's library, there is another hole.
         const TRIES: u32 = 5;
+        let c_library = &self.target.c_library;
+        let malloc = c_library.address("malloc").ok_or_else(|| self.failed("attach to", &"it has no malloc"))?;
+        let map = c_library.address("mmap").ok_or_else(|| self.failed("attach to", &"it has no mmap"))?;
         for _ in 0..TRIES {
             let maps = Maps::of(self.target.pid).map_err(|_| gone(self.target.pid))?;
-            let hole = maps.hole_near(address, jumps::PAGE);
+            let hole = maps.hole_near(malloc, jumps::PAGE);
             let hole = hole.ok_or_else(|| self.failed("attach to", &jumps::Obstacle::TooFar))?;
             let page = caller
-                .call(map, &[hole, jumps::PAGE, PROTECTION, FLAGS, u64::MAX, 0])
+                .call_system(map, &[hole, jumps::PAGE, PROTECTION, FLAGS, u64::MAX, 0])
                 .map_err(|trouble| self.failed("attach to", &trouble))?;
             if page == hole {
                 return Ok(page);
@@ -444,10 +459,19 @@ impl<'t> Session<'t> {
         Ok(jumps)
     }
 
+    /// What the thread calls from now on returns by way of this page, which keeps what is returned.
+    fn return_by(&self, caller: &mut Caller, page: u64) -> Result<(), Trouble> {
+        let at = page + jumps::RETURN;
+        self.memory.write(at, &KEEPING_RETURN).map_err(|error| Trouble::System("write to its code", error))?;
+        caller.return_to(at)
+    }
+
     fn unmap(&self, caller: &mut Caller, page: u64) {
-        if let Some(unmap) = self.target.c_library.address("munmap") {
-            // A page that stays is nobody's harm.
-            let _ = caller.call(unmap, &[page, jumps::PAGE]);
+        // A page that stays is nobody's harm.
+        if let Some(unmap) = self.target.c_library.address("munmap")
+            && caller.return_to(self.signal_return).is_ok()
+        {
+            let _ = caller.call_system(unmap, &[page, jumps::PAGE]);
         }
     }
 
@@ -460,11 +484,17 @@ impl<'t> Session<'t> {
         let pid = self.target.pid;
         let mut others: Vec<Thread> = Vec::new();
         let mut known = HashSet::from([pid as i32]);
+        let began = Instant::now();
         // Threads that run meanwhile may start others.
         loop {
             let new: Vec<i32> = threads(pid).into_iter().filter(|id| known.insert(*id)).collect();
             if new.is_empty() {
-                break;
+                let patience = BETWEEN_PATIENCE.saturating_sub(began.elapsed());
+                match leave_midst(&mut others, jumps, patience) {
+                    Ok(0) => break,
+                    Ok(_) => continue,
+                    Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
+                }
             }
             // All are told before the first is waited for: what the server waits for is the slowest, and not the sum.
             let told = new.into_iter().map(|id| {
@@ -479,12 +509,6 @@ impl<'t> Session<'t> {
                     Err(Trouble::System(..)) if has_ended(pid, id) => {}
                     Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
                 }
-            }
-        }
-        for thread in &mut others {
-            match leave_midst(thread, jumps) {
-                Ok(()) | Err(Trouble::Ended) => {}
-                Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
             }
         }
         act(&self.memory).map_err(|error| self.failed("change the allocator of", &error))?;
@@ -503,8 +527,14 @@ impl<'t> Session<'t> {
         let leave = self.function(agent, "leakline_leave")?;
         for _ in 0..TRIES {
             let (mut thread, stopped) = self.main_thread()?;
-            let done = Caller::new(&mut thread, &self.memory)
-                .and_then(|mut caller| if records { caller.call(leave, &[]) } else { Ok(DONE) })
+            let done = Caller::new(&mut thread, &self.memory, self.signal_return)
+                .and_then(|mut caller| {
+                    if !records {
+                        return Ok(DONE);
+                    }
+                    self.return_by(&mut caller, page)?;
+                    caller.call(leave, &[])
+                })
                 .map_err(|trouble| self.failed("detach from", &trouble))?;
             if done == BUSY {
                 thread.release();
@@ -532,17 +562,35 @@ impl<'t> Session<'t> {
     }
 }
 
-/// Lets a thread that is between the bytes of a jump step out of there.
-fn leave_midst(thread: &mut Thread, jumps: &[Jump]) -> Result<(), Trouble> {
-    let is_between = |address: u64| jumps.iter().any(|jump| jump.between().contains(&address));
-    // Instructions of a byte at least.
-    for _ in 0..jumps::JUMP {
-        if !is_between(thread.registers()?.rip) {
-            return Ok(());
+/// Lets those threads that are between the bytes of a jump run a little further; how many they were. (To have one execute a
+/// single instruction would be shorter, but if we were killed meanwhile it would be killed by the processor's trap.)
+fn leave_midst(threads: &mut [Thread], jumps: &[Jump], patience: Duration) -> Result<usize, Trouble> {
+    /// Enough for a few instructions, if there is a processor.
+    const MOMENT: Duration = Duration::from_micros(20);
+    let mut between = Vec::new();
+    for thread in threads {
+        match thread.registers() {
+            Ok(at) if jumps.iter().any(|jump| jump.between().contains(&at.rip)) => between.push(thread),
+            Ok(_) | Err(Trouble::Ended) => {}
+            Err(trouble) => return Err(trouble),
         }
-        thread.step()?;
     }
-    if is_between(thread.registers()?.rip) { Err(Trouble::Late("leave the allocator's first bytes")) } else { Ok(()) }
+    if between.is_empty() {
+        return Ok(0);
+    }
+    if patience.is_zero() {
+        return Err(Trouble::Late("leave the allocator's first bytes"));
+    }
+    let mut unless_ended = |act: fn(&mut Thread) -> Result<(), Trouble>| {
+        between.iter_mut().try_for_each(|thread| match act(thread) {
+            Err(Trouble::Ended) => Ok(()),
+            done => done,
+        })
+    };
+    unless_ended(|thread| thread.resume(None))?;
+    sleep(MOMENT);
+    unless_ended(Thread::stop)?;
+    Ok(between.len())
 }
 
 /// Has this thread ended, or does it run no code of the process's any more?

@@ -19,6 +19,7 @@ use std::ops::Range;
 use iced_x86::{
     BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock,
 };
+use leakline_table::attachment::FUNCTIONS;
 
 use super::memory::Memory;
 
@@ -32,7 +33,9 @@ const TO_HOOK: usize = 32;
 const MOVED: usize = 48;
 /// Bytes of the page of stubs.
 pub const PAGE: u64 = 4096;
-const _: () = assert!(leakline_table::attachment::FUNCTIONS.len() * STUB <= PAGE as usize);
+/// Where on it lies what calls return by that we make the process do (`thread::KEEPING_RETURN`), behind the stubs.
+pub const RETURN: u64 = PAGE - 16;
+const _: () = assert!(FUNCTIONS.len() * STUB <= RETURN as usize);
 
 /// Why a function can't be led to the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +103,7 @@ impl Jump {
     pub fn on_page(memory: &Memory, page: u64) -> io::Result<Vec<Self>> {
         let mut bytes = vec![0; PAGE as usize];
         memory.read(page, &mut bytes)?;
-        let stubs = bytes.chunks_exact(STUB).zip((page..).step_by(STUB));
+        let stubs = bytes.chunks_exact(STUB).zip((page..).step_by(STUB)).take(FUNCTIONS.len());
         let jumps = stubs.filter_map(|(bytes, stub)| {
             let function = u64::from_le_bytes(bytes[..8].try_into().ok()?);
             let original = bytes[ORIGINAL..ORIGINAL + JUMP].try_into().ok()?;

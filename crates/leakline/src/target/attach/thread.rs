@@ -1,5 +1,19 @@
 //! From a thread of another process to one that is stopped, calls what we tell it to, and goes on as if nothing had
-//! happened.
+//! happened, even if we are killed meanwhile.
+//!
+//! Before the thread calls anything, a frame is put on its stack as the kernel puts one there for a signal's handler, with
+//! everything that the thread was doing. What it calls returns to where handlers return to, which asks the kernel to take
+//! the thread back to what is in the frame. We stop it when it is about to ask, and take it back ourselves, which knows how
+//! to go on with a system call that was interrupted; when we are gone, the kernel does.
+//!
+//! ```text
+//! the thread's stack, from its stack pointer downwards
+//!   red zone         128
+//!   a text          4096   what is passed to a call, if it is
+//!   vector registers  ~2.7 kB, as XSAVE lays them out; at a multiple of 64
+//!   frame            312   `Frame`; its first word is where the call returns to
+//!   (the call's own frames)
+//! ```
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -19,6 +33,8 @@ pub enum Event {
     Stopped,
     /// It is about to be given a signal.
     Signal(Signal),
+    /// It begins or ends a system call, as those stop that run by [`Thread::resume_to_system_call`].
+    SystemCall,
     /// It ended.
     Ended,
 }
@@ -34,6 +50,8 @@ pub enum Trouble {
     Late(&'static str),
     /// It crashed in what it was told to call.
     Crashed(Signal),
+    /// It keeps its return addresses a second time, where we can't write.
+    ShadowStack,
 }
 
 impl std::fmt::Display for Trouble {
@@ -43,6 +61,7 @@ impl std::fmt::Display for Trouble {
             Self::Ended => write!(f, "it ended meanwhile"),
             Self::Late(doing) => write!(f, "it took too long to {doing}"),
             Self::Crashed(signal) => write!(f, "{signal} in what it was told to call"),
+            Self::ShadowStack => write!(f, "its main thread has a shadow stack"),
         }
     }
 }
@@ -62,16 +81,15 @@ pub struct Thread {
     is_stopped: bool,
     /// It ended, or we let go of it.
     is_gone: bool,
-    /// A signal that it was about to be given when we stopped it.
-    owed: Option<Signal>,
 }
 
 impl Thread {
     /// Begins to trace the thread, which goes on running.
     pub fn seize(id: i32) -> Result<Self, Trouble> {
         let id = Pid::from_raw(id);
-        ptrace::seize(id, Options::empty()).map_err(system("trace it"))?;
-        Ok(Self { id, is_stopped: false, is_gone: false, owed: None })
+        // A thread whose tracer is killed at its system call would else be given the signal by which it was stopped there.
+        ptrace::seize(id, Options::PTRACE_O_TRACESYSGOOD).map_err(system("trace it"))?;
+        Ok(Self { id, is_stopped: false, is_gone: false })
     }
 
     /// Stops it, wherever it is.
@@ -93,6 +111,7 @@ impl Thread {
                 Event::Stopped => return Ok(()),
                 // It gets the signal when it goes on, and has to stop for us first.
                 Event::Signal(signal) => self.resume(Some(signal))?,
+                Event::SystemCall => self.resume(None)?,
                 Event::Ended => return Err(Trouble::Ended),
             }
         }
@@ -105,18 +124,11 @@ impl Thread {
         Ok(())
     }
 
-    /// Lets it execute one instruction.
-    pub fn step(&mut self) -> Result<(), Trouble> {
-        ptrace::step(self.id, self.owed.take()).map_err(|error| self.lost("let it go on", error))?;
+    /// Lets it run until it begins or ends a system call.
+    fn resume_to_system_call(&mut self) -> Result<(), Trouble> {
+        ptrace::syscall(self.id, None).map_err(|error| self.lost("let it go on", error))?;
         self.is_stopped = false;
-        match self.wait(Instant::now() + STOP_PATIENCE, "execute an instruction")? {
-            Event::Signal(Signal::SIGTRAP) | Event::Stopped => Ok(()),
-            Event::Signal(signal) => {
-                self.owed = Some(signal);
-                Ok(())
-            }
-            Event::Ended => Err(Trouble::Ended),
-        }
+        Ok(())
     }
 
     /// Lets go of it; it goes on with what it did.
@@ -132,7 +144,7 @@ impl Thread {
             return;
         }
         // One that was killed meanwhile need not be let go of.
-        let _ = ptrace::detach(self.id, self.owed.take());
+        let _ = ptrace::detach(self.id, None);
         self.is_gone = true;
     }
 
@@ -148,6 +160,10 @@ impl Thread {
                 Ok(WaitStatus::Stopped(_, signal)) => {
                     self.is_stopped = true;
                     return Ok(Event::Signal(signal));
+                }
+                Ok(WaitStatus::PtraceSyscall(_)) => {
+                    self.is_stopped = true;
+                    return Ok(Event::SystemCall);
                 }
                 Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
                     self.is_gone = true;
@@ -185,6 +201,10 @@ impl Thread {
         ptrace::setregs(self.id, registers).map_err(|error| self.lost("set its registers", error))
     }
 
+    fn set_signals(&mut self, mut mask: u64) -> Result<(), Trouble> {
+        self.request(PTRACE_SETSIGMASK, size_of_val(&mask), (&raw mut mask) as usize, "set its signal mask")
+    }
+
     /// A request of ptrace for which nix has no function.
     fn request(&self, request: u32, address: usize, data: usize, doing: &'static str) -> Result<(), Trouble> {
         // SAFETY: each caller hands over a buffer of its own that is as long as it tells the kernel.
@@ -203,24 +223,158 @@ impl Drop for Thread {
 
 /// `NT_X86_XSTATE` (elf.h): the vector registers and whatever else the processor saves with them.
 const EXTENDED_STATE: usize = 0x202;
+/// `NT_X86_SHSTK` (elf.h): there is one only where the thread has a shadow stack.
+const SHADOW_STACK: usize = 0x204;
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
 /// Bytes below the stack pointer that a function may use without moving it (System V ABI for x86-64).
 const RED_ZONE: u64 = 128;
+/// Bytes of the longest text that is passed to a call, with its NUL.
+const TEXT: u64 = libc::PATH_MAX as u64;
 
-/// A stopped thread that we make call functions. What it was doing it goes on with when this is dropped.
+/// Where a signal's handler returns to in the C library (`__restore_rt`): `mov $15, %rax; syscall`, of which 15 is
+/// `rt_sigreturn`.
+pub const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, libc::SYS_rt_sigreturn as u8, 0, 0, 0, 0x0f, 0x05];
+/// The same, but what was returned is kept: `mov %rax, %rdi; mov $15, %eax; syscall`.
+pub const KEEPING_RETURN: [u8; 10] = [0x48, 0x89, 0xc7, 0xb8, libc::SYS_rt_sigreturn as u8, 0, 0, 0, 0x0f, 0x05];
+
+/// What the kernel finds on the stack of a thread that returns from a signal's handler (`struct rt_sigframe`,
+/// arch/x86/include/asm/sigframe.h; asm/ucontext.h and asm/sigcontext.h for its parts).
+#[repr(C)]
+struct Frame {
+    return_address: u64,
+    flags: u64,
+    link: u64,
+    /// Address, flags and bytes of the stack for signals.
+    signal_stack: [u64; 3],
+    /// r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, flags; cs, gs, fs and ss of 16 bits each; four that tell of
+    /// a fault.
+    registers: [u64; 23],
+    extended_at: u64,
+    reserved: [u64; 8],
+    signals: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 312);
+
+impl Frame {
+    /// `UC_FP_XSTATE`, `UC_SIGCONTEXT_SS` and `UC_STRICT_RESTORE_SS` (asm/ucontext.h).
+    const FLAGS: u64 = 0b111;
+    /// Flags that no stack has: what the kernel does about it is to leave the thread's as it is.
+    const SAME_SIGNAL_STACK: u64 = 3;
+
+    fn new(return_address: u64, r: &Registers, extended_at: u64, signals: u64) -> Self {
+        let (rip, rax) = gone_on(r);
+        let segments = r.cs & 0xffff | (r.ss & 0xffff) << 48;
+        let registers = [
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, rax, r.rcx, r.rsp,
+            rip, r.eflags, segments, 0, 0, 0, 0,
+        ];
+        let signal_stack = [0, Self::SAME_SIGNAL_STACK, 0];
+        Self {
+            return_address,
+            flags: Self::FLAGS,
+            link: 0,
+            signal_stack,
+            registers,
+            extended_at,
+            reserved: [0; 8],
+            signals,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: integers of eight bytes each, without padding.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
+}
+
+/// Where a thread goes on that was interrupted in a system call, and with what in rax: the kernel, which restarts such a
+/// call by itself, does not when it comes from a signal's handler.
+fn gone_on(registers: &Registers) -> (u64, u64) {
+    /// Not to be seen by programs (linux/errno.h).
+    const ERESTARTSYS: i64 = -512;
+    const ERESTARTNOINTR: i64 = -513;
+    const ERESTARTNOHAND: i64 = -514;
+    const ERESTART_RESTARTBLOCK: i64 = -516;
+    /// Bytes of the instruction.
+    const SYSCALL: u64 = 2;
+    let Registers { rip, rax, orig_rax, .. } = *registers;
+    if (orig_rax as i64) < 0 {
+        return (rip, rax);
+    }
+    match rax as i64 {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => (rip.wrapping_sub(SYSCALL), orig_rax),
+        // How much of its time is left is forgotten when a handler returns. Its caller is told, as after every handler.
+        ERESTART_RESTARTBLOCK => (rip, i64::from(-libc::EINTR) as u64),
+        _ => (rip, rax),
+    }
+}
+
+/// From the vector registers as ptrace gives them to the same as the kernel wants them in a frame: it is told how much there
+/// is of them, and finds its words before and behind (`struct _fpx_sw_bytes`, asm/sigcontext.h). `None` where they are not
+/// what this processor saves.
+fn in_frame(extended: &[u8]) -> Option<Vec<u8>> {
+    const MAGIC: [u8; 4] = 0x4650_5853_u32.to_le_bytes();
+    const MAGIC_BEHIND: [u8; 4] = 0x4650_5845_u32.to_le_bytes();
+    /// Where ptrace says what the system saves, and the frame begins to.
+    const WORDS: usize = 464;
+    /// Where it is said what of it is in use, and the bytes up to the end of that header.
+    const IN_USE: usize = 512;
+    const LEAST: usize = 576;
+    /// AMX's, for which a thread has room only when it has asked for it.
+    const TILES: u64 = 0b11 << 17;
+    let word = |at: usize| Some(u64::from_le_bytes(extended.get(at..at + 8)?.try_into().ok()?));
+    let in_use = word(IN_USE)?;
+    let features = word(WORDS)? & (!TILES | in_use);
+    let ends = (2..u64::BITS).filter(|feature| features & (1 << feature) != 0).map(|feature| {
+        let place = std::arch::x86_64::__cpuid_count(0xd, feature);
+        (place.eax + place.ebx) as usize
+    });
+    let size = ends.fold(LEAST, usize::max);
+    let mut bytes = extended.get(..size)?.to_vec();
+    let size = size as u32;
+    let whole = size + MAGIC_BEHIND.len() as u32;
+    let words = [&MAGIC[..], &whole.to_le_bytes(), &features.to_le_bytes(), &size.to_le_bytes()].concat();
+    bytes[WORDS..WORDS + words.len()].copy_from_slice(&words);
+    bytes.extend(MAGIC_BEHIND);
+    Some(bytes)
+}
+
+/// A stopped thread that we make call functions. What it was doing it goes on with when this is dropped, or when we are
+/// killed.
 pub struct Caller<'t> {
     thread: &'t mut Thread,
     memory: &'t Memory,
     registers: Registers,
     extended: Vec<u8>,
     signals: u64,
+    /// Where the frame lies.
+    frame: u64,
+    /// Where what is called returns to.
+    signal_return: u64,
+    /// It is in the midst of a call of which we know no more, and goes back by itself when that is done.
+    is_on_its_own: bool,
+}
+
+/// What is known of a call that came back.
+struct Returned {
+    /// What it returned, if it came back by [`KEEPING_RETURN`].
+    value: u64,
+    /// What its last system call returned.
+    last: u64,
 }
 
 impl<'t> Caller<'t> {
-    /// Notes what the thread was doing, and holds its signals back.
-    pub fn new(thread: &'t mut Thread, memory: &'t Memory) -> Result<Self, Trouble> {
+    /// Notes what the thread was doing, here and on its stack. What it calls returns to `signal_return`, where
+    /// [`SIGNAL_RETURN`] is, or [`KEEPING_RETURN`].
+    pub fn new(thread: &'t mut Thread, memory: &'t Memory, signal_return: u64) -> Result<Self, Trouble> {
         let registers = thread.registers()?;
+        let mut shadow = 0u64;
+        let mut vector = libc::iovec { iov_base: (&raw mut shadow).cast(), iov_len: size_of_val(&shadow) };
+        if thread.request(libc::PTRACE_GETREGSET, SHADOW_STACK, (&raw mut vector) as usize, "look").is_ok() {
+            return Err(Trouble::ShadowStack);
+        }
         let mut extended = vec![0; 16 << 10];
         let mut vector = libc::iovec { iov_base: extended.as_mut_ptr().cast(), iov_len: extended.len() };
         let vector_at = (&raw mut vector) as usize;
@@ -228,34 +382,41 @@ impl<'t> Caller<'t> {
         extended.truncate(vector.iov_len);
         let mut signals = 0u64;
         thread.request(PTRACE_GETSIGMASK, 8, (&raw mut signals) as usize, "read its signal mask")?;
-        // Those that a mistake raises must not be blocked: the kernel would change what is done about them.
-        let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
-        let mut held = kept.iter().fold(u64::MAX, |set, signal| set & !(1 << (signal - 1)));
-        thread.request(PTRACE_SETSIGMASK, 8, (&raw mut held) as usize, "set its signal mask")?;
-        Ok(Self { thread, memory, registers, extended, signals })
+
+        let unknown = || Trouble::System("read its vector registers", io::ErrorKind::Unsupported.into());
+        let in_frame = in_frame(&extended).ok_or_else(unknown)?;
+        let extended_at = registers.rsp.wrapping_sub(RED_ZONE + TEXT + in_frame.len() as u64) & !63;
+        // As a call leaves the stack pointer: eight bytes below a multiple of 16.
+        let frame = (extended_at.wrapping_sub(size_of::<Frame>() as u64) & !15).wrapping_sub(8);
+        let content = Frame::new(signal_return, &registers, extended_at, signals);
+        memory.write(extended_at, &in_frame).map_err(system("write to its stack"))?;
+        memory.write(frame, content.bytes()).map_err(system("write to its stack"))?;
+        Ok(Self { thread, memory, registers, extended, signals, frame, signal_return, is_on_its_own: false })
     }
 
-    /// Calls a function with up to four integers, of which one may be the address of the text, which is put on its
-    /// stack.
+    /// From now on what it calls returns to another place, where [`KEEPING_RETURN`] is.
+    pub fn return_to(&mut self, signal_return: u64) -> Result<(), Trouble> {
+        self.memory.write(self.frame, &signal_return.to_le_bytes()).map_err(system("write to its stack"))?;
+        self.signal_return = signal_return;
+        Ok(())
+    }
+
+    /// Calls a function with up to six integers, and returns what it returns, where that is kept.
     pub fn call(&mut self, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
-        self.call_below(self.registers.rsp - RED_ZONE, function, arguments)
+        self.run(function, arguments).map(|returned| returned.value)
     }
 
-    /// The same with a text as the first argument.
-    pub fn call_with_text(&mut self, function: u64, text: &[u8], other: &[u64]) -> Result<u64, Trouble> {
-        let at = (self.registers.rsp - RED_ZONE - text.len() as u64 - 1) & !15;
-        let text: Vec<u8> = text.iter().copied().chain([0]).collect();
-        self.memory.write(at, &text).map_err(system("write to its stack"))?;
-        let arguments: Vec<u64> = [at].iter().chain(other).copied().collect();
-        self.call_below(at, function, &arguments)
+    /// Calls a function that does a single system call, and returns what that returned, negative where it failed.
+    pub fn call_system(&mut self, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
+        self.run(function, arguments).map(|returned| returned.last)
     }
 
-    fn call_below(&mut self, top: u64, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
-        /// Where nothing is mapped: the kernel tells us when the function returns to it.
-        const NOWHERE: u64 = 0;
+    fn run(&mut self, function: u64, arguments: &[u64]) -> Result<Returned, Trouble> {
+        if self.is_on_its_own {
+            return Err(Trouble::Late("return from what it was told to call before"));
+        }
         let mut registers = self.registers;
-        registers.rsp = (top & !15) - 8;
-        self.memory.write(registers.rsp, &NOWHERE.to_le_bytes()).map_err(system("write to its stack"))?;
+        registers.rsp = self.frame;
         let places = [
             &mut registers.rdi,
             &mut registers.rsi,
@@ -270,29 +431,66 @@ impl<'t> Caller<'t> {
         // The kernel would restart the system call that it was in.
         registers.orig_rax = u64::MAX;
         registers.eflags &= !(DIRECTION | TRAP);
+        // From here on the thread goes back to what it was doing by itself.
         self.thread.set_registers(registers)?;
-        self.thread.resume(None)?;
+        // Those that a mistake raises must not be blocked: the kernel would change what is done about them.
+        let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+        let held = kept.iter().fold(u64::MAX, |set, signal| set & !(1 << (signal - 1)));
+        self.thread.set_signals(held)?;
+        self.thread.resume_to_system_call()?;
+        self.is_on_its_own = true;
+        let returned = self.await_return();
+        // What could not be followed to its end, such as a library that is loaded from a slow disk, must not be left in
+        // its midst.
+        self.is_on_its_own = !matches!(returned, Ok(_) | Err(Trouble::Crashed(_)));
+        returned
+    }
+
+    fn await_return(&mut self) -> Result<Returned, Trouble> {
         let deadline = Instant::now() + CALL_PATIENCE;
+        let mut last = 0;
         loop {
-            match self.thread.wait(deadline, "return from what it was told to call") {
-                Ok(Event::Signal(Signal::SIGSEGV)) => {
-                    let after = self.thread.registers()?;
-                    if after.rip == NOWHERE {
-                        return Ok(after.rax);
+            match self.thread.wait(deadline, "return from what it was told to call")? {
+                Event::SystemCall => {
+                    let now = self.thread.registers()?;
+                    // The stack is as high as this when the call has come back, and not before.
+                    if now.orig_rax == libc::SYS_rt_sigreturn as u64 && now.rsp == self.frame + 8 {
+                        self.keep_from_returning(now)?;
+                        return Ok(Returned { value: now.rdi, last });
                     }
-                    return Err(Trouble::Crashed(Signal::SIGSEGV));
+                    last = now.rax;
+                    self.thread.resume_to_system_call()?;
                 }
-                Ok(Event::Signal(signal)) => return Err(Trouble::Crashed(signal)),
+                Event::Signal(signal) => return Err(Trouble::Crashed(signal)),
                 // Somebody stops the whole process; that waits until we are done.
-                Ok(Event::Stopped) => self.thread.resume(None)?,
-                Ok(Event::Ended) => return Err(Trouble::Ended),
-                Err(trouble) => {
-                    // Wherever it is, it goes on with what it was doing.
-                    self.thread.stop()?;
-                    return Err(trouble);
-                }
+                Event::Stopped => self.thread.resume_to_system_call()?,
+                Event::Ended => return Err(Trouble::Ended),
             }
         }
+    }
+
+    /// The same with a text as the first argument.
+    pub fn call_with_text(&mut self, function: u64, text: &[u8], other: &[u64]) -> Result<u64, Trouble> {
+        if text.len() as u64 >= TEXT {
+            return Err(Trouble::System("write to its stack", io::ErrorKind::InvalidInput.into()));
+        }
+        let at = self.registers.rsp.wrapping_sub(RED_ZONE + TEXT);
+        let text: Vec<u8> = text.iter().copied().chain([0]).collect();
+        self.memory.write(at, &text).map_err(system("write to its stack"))?;
+        let arguments: Vec<u64> = [at].iter().chain(other).copied().collect();
+        self.call(function, &arguments)
+    }
+
+    /// The call has come back, and the thread is about to ask the kernel to take it back to what is in the frame, which would
+    /// lose what only we can restore: how much of an interrupted system call's time is left. Instead it closes a file that is
+    /// none, and stands before the same again. (To ask for nothing at all is the call of number -1, for which a seccomp filter
+    /// may kill.)
+    fn keep_from_returning(&mut self, now: Registers) -> Result<(), Trouble> {
+        let nothing = Registers { rip: self.signal_return, orig_rax: libc::SYS_close as u64, rdi: u64::MAX, ..now };
+        self.thread.set_registers(nothing)?;
+        self.thread.interrupt()?;
+        self.thread.resume(None)?;
+        self.thread.await_stop()
     }
 }
 
@@ -301,15 +499,14 @@ const TRAP: u64 = 1 << 8;
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        if self.thread.is_gone {
+        if self.thread.is_gone || self.is_on_its_own {
             return;
         }
-        // A thread whose registers can't be put back has been killed.
-        let _ = self.thread.set_registers(self.registers);
+        // Until its registers are put back it would go back by itself. A thread for which this fails has been killed.
         let mut vector = libc::iovec { iov_base: self.extended.as_mut_ptr().cast(), iov_len: self.extended.len() };
         let vector_at = (&raw mut vector) as usize;
         let _ = self.thread.request(libc::PTRACE_SETREGSET, EXTENDED_STATE, vector_at, "set its vector registers");
-        let signals_at = (&raw mut self.signals) as usize;
-        let _ = self.thread.request(PTRACE_SETSIGMASK, 8, signals_at, "set its signal mask");
+        let _ = self.thread.set_signals(self.signals);
+        let _ = self.thread.set_registers(self.registers);
     }
 }
