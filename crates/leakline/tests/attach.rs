@@ -522,7 +522,7 @@ fn coming_and_going_leaves_nothing_behind() {
 /// that it does to it: before some of them.
 #[test]
 fn a_command_that_is_killed_in_the_midst_leaves_the_server_at_work() {
-    killed_in_the_midst(43);
+    killed_in_the_midst(61);
 }
 
 /// The same before each of them, for as long as scripts/attach-long has time.
