@@ -518,18 +518,34 @@ fn coming_and_going_leaves_nothing_behind() {
     assert_eq!(libraries, 1, "{maps}");
 }
 
-/// The command is killed by SIGKILL before one of its requests to trace the server or to write to its memory, which are all
-/// that it does to it: before some of them.
+/// What happens while a server is attached to or detached from, before one of the command's requests to trace it or to
+/// write to its memory, which are all that is done to it.
+#[derive(Clone, Copy, Debug)]
+enum Disturbance {
+    /// The command is killed by SIGKILL.
+    CommandKilled,
+    /// Somebody stops the server, and lets it go on a few requests later.
+    ServerStopped,
+}
+use Disturbance::{CommandKilled, ServerStopped};
+
 #[test]
-fn a_command_that_is_killed_in_the_midst_leaves_the_server_at_work() {
-    killed_in_the_midst(61);
+fn a_server_that_is_disturbed_in_the_midst_goes_on() {
+    const STRIDE: usize = 71;
+    disturbed_in_the_midst(CommandKilled, "3.11", SERVES, (1..).step_by(STRIDE));
+    disturbed_in_the_midst(ServerStopped, "3.13", SERVES, (15..).step_by(STRIDE));
+    disturbed_in_the_midst(CommandKilled, "3.11", COMPUTES, (29..).step_by(STRIDE));
 }
 
-/// The same before each of them, for as long as scripts/attach-long has time.
+/// The same before each request, for as long as scripts/attach-long has time.
 #[test]
 #[ignore = "takes minutes"]
-fn a_command_that_is_killed_before_any_request_leaves_the_server_at_work() {
-    killed_in_the_midst(1);
+fn a_server_that_is_disturbed_before_any_request_goes_on() {
+    for disturbance in [CommandKilled, ServerStopped] {
+        for (version, script) in [("3.11", SERVES), ("3.13", SERVES), ("3.11", COMPUTES)] {
+            disturbed_in_the_midst(disturbance, version, script, 1..);
+        }
+    }
 }
 
 /// Answers whoever asks, in threads, and waits with a timeout; other threads allocate.
@@ -560,56 +576,62 @@ print(0)
 first = total()
 while total() == first: pass";
 
-fn killed_in_the_midst(stride: usize) {
+fn disturbed_in_the_midst(
+    disturbance: Disturbance,
+    version: &str,
+    script: &str,
+    requests: impl Iterator<Item = usize> + Clone,
+) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let requirements = harness::root().join("cases/user-list/requirements.txt");
-    for (version, script, first) in [("3.11", SERVES, 1), ("3.13", SERVES, 15), ("3.11", COMPUTES, 29)] {
-        let Some(python) = harness::python(version, &requirements) else { continue };
-        let tables = harness::folder("killed-in-the-midst");
-        for command in ["attach", "detach"] {
-            let kills = (first..).step_by(stride).take_while(|request| {
-                // Each time anew: a server loads the agent once.
-                let mut server = Victim::start(Command::new(&python).args(["-u", "-c", script]));
-                let port: u16 = server.line().parse().unwrap();
-                let what = format!("{version}, {command} killed before request {request}, {script}");
-                let pid = server.pid().to_string();
-                let code = |arguments: &[&str]| {
-                    let output = leakline(&tables, &[arguments, &[&pid]].concat());
-                    (output.status.code(), said(&output))
-                };
-                if command == "detach" {
-                    let attached = code(&["attach"]);
-                    assert_eq!(attached.0, Some(0), "{what}: {attached:?}");
-                }
-                let is_killed = killed_before(&tables, &[command, &pid], *request);
-                for _ in 0..3 {
-                    assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended");
-                    assert!(port == 0 || answers(port), "{what}: no answer");
-                }
-                // What it was told to call may take a while.
-                let began = Instant::now();
-                let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-                while !status().contains("SigBlk:\t0000000000000000") {
-                    assert!(began.elapsed() < Duration::from_secs(60), "{what}: {}", status());
-                    sleep(Duration::from_millis(5));
-                }
-                // Whether it had come in, or left, before the command was killed.
-                let left = code(&["detach"]);
-                assert!(matches!(left.0, Some(0 | 9)), "{what}: {left:?}");
-                for again in ["attach", "detach"] {
-                    let done = code(&[again]);
-                    assert_eq!(done.0, Some(0), "{what}, then {again}: {done:?}");
-                }
-                assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended later");
-                assert!(port == 0 || answers(port), "{what}: no answer later");
-                is_killed
-            });
-            let kills = kills.count();
-            eprintln!("{version}: {command} was killed {kills} times");
-            assert!(kills > 0, "{version}: {command} ended before its request {first}");
-        }
-        std::fs::remove_dir_all(tables).unwrap();
+    let Some(python) = harness::python(version, &harness::root().join("cases/user-list/requirements.txt")) else {
+        return;
+    };
+    let tables = harness::folder(&format!("disturbed-{disturbance:?}"));
+    for command in ["attach", "detach"] {
+        let disturbed = requests.clone().take_while(|request| {
+            // Each time anew: a server loads the agent once.
+            let mut server = Victim::start(Command::new(&python).args(["-u", "-c", script]));
+            let port: u16 = server.line().parse().unwrap();
+            let what = format!("{version}, {command}, {disturbance:?} before request {request}, {script}");
+            let pid = server.pid().to_string();
+            let code = |arguments: &[&str]| {
+                let output = leakline(&tables, &[arguments, &[&pid]].concat());
+                (output.status.code(), said(&output))
+            };
+            if command == "detach" {
+                let attached = code(&["attach"]);
+                assert_eq!(attached.0, Some(0), "{what}: {attached:?}");
+            }
+            if !disturbed_before(&tables, command, server.pid(), disturbance, *request) {
+                return false;
+            }
+            for _ in 0..3 {
+                assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended");
+                assert!(port == 0 || answers(port), "{what}: no answer");
+            }
+            // What it was told to call may take a while.
+            let began = Instant::now();
+            let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            while !status().contains("SigBlk:\t0000000000000000") {
+                assert!(began.elapsed() < Duration::from_secs(60), "{what}: {}", status());
+                sleep(Duration::from_millis(5));
+            }
+            // Whether it had come in, or left, before the disturbance.
+            let left = code(&["detach"]);
+            assert!(matches!(left.0, Some(0 | 9)), "{what}: {left:?}");
+            for again in ["attach", "detach"] {
+                let done = code(&[again]);
+                assert_eq!(done.0, Some(0), "{what}, then {again}: {done:?}");
+            }
+            assert!(server.0.try_wait().unwrap().is_none(), "{what}: it has ended later");
+            assert!(port == 0 || answers(port), "{what}: no answer later");
+            true
+        });
+        let disturbed = disturbed.count();
+        eprintln!("{version}: {command}: {disturbance:?} {disturbed} times");
+        assert!(disturbed > 0, "{version}: {command} ended before the first request");
     }
+    std::fs::remove_dir_all(tables).unwrap();
 }
 
 fn answers(port: u16) -> bool {
@@ -622,11 +644,14 @@ fn answers(port: u16) -> bool {
     asked.is_ok() && answer.ends_with("answered")
 }
 
-/// Runs leakline, and kills it before it makes its request of this number to trace a process or to write to its memory.
+/// Runs leakline, and disturbs it before it makes its request of this number to trace a process or to write to its memory.
 /// False where it has ended before.
-fn killed_before(tables: &Path, arguments: &[&str], number: usize) -> bool {
+fn disturbed_before(tables: &Path, act: &str, server: u32, disturbance: Disturbance, number: usize) -> bool {
+    /// So many requests later a server that was stopped goes on.
+    const WHILE: usize = 8;
     let mut command = Command::new(harness::LEAKLINE);
-    command.arg("--dir").arg(tables.join("runs")).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("--dir").arg(tables.join("runs")).args([act, &server.to_string()]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: a system call between fork and exec.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     #[expect(clippy::zombie_processes, reason = "whoever traces it waits for it by its id")]
@@ -634,24 +659,36 @@ fn killed_before(tables: &Path, arguments: &[&str], number: usize) -> bool {
     let pid = Pid::from_raw(child.id() as i32);
     waitpid(pid, None).unwrap();
     ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL).unwrap();
+    let send = |to: Pid, signal: Signal| nix::sys::signal::kill(to, signal).unwrap();
+    let server = Pid::from_raw(server as i32);
     let mut requests = 0;
     let mut signal = None;
     loop {
         ptrace::syscall(pid, signal.take()).unwrap();
         match waitpid(pid, None).unwrap() {
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return false,
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => break,
             WaitStatus::Stopped(_, other) => signal = Some(other),
             _ => {}
         }
         let Ok(registers) = ptrace::getregs(pid) else { continue };
         let begins = registers.rax == -i64::from(libc::ENOSYS) as u64;
-        if begins && matches!(registers.orig_rax as i64, libc::SYS_ptrace | libc::SYS_pwrite64) {
-            requests += 1;
+        if !begins || !matches!(registers.orig_rax as i64, libc::SYS_ptrace | libc::SYS_pwrite64) {
+            continue;
         }
-        if requests == number {
-            nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
-            waitpid(pid, None).unwrap();
-            return true;
+        requests += 1;
+        match disturbance {
+            Disturbance::CommandKilled if requests == number => {
+                send(pid, Signal::SIGKILL);
+                waitpid(pid, None).unwrap();
+                break;
+            }
+            Disturbance::ServerStopped if requests == number => send(server, Signal::SIGSTOP),
+            Disturbance::ServerStopped if requests == number + WHILE => send(server, Signal::SIGCONT),
+            _ => {}
         }
     }
+    if matches!(disturbance, Disturbance::ServerStopped) {
+        send(server, Signal::SIGCONT);
+    }
+    requests >= number
 }

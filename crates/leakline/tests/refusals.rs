@@ -214,7 +214,7 @@ fn an_allocator_of_its_own() {
     fs::remove_dir_all(tables).unwrap();
 }
 
-/// It is in a library all the while, and nobody knows what that holds. It goes on.
+/// It is in a library all the while, and nobody knows what that holds; or its stack has no room for us. It goes on.
 #[test]
 fn a_process_that_comes_to_no_safe_place() {
     let tables = harness::folder("never-safe");
@@ -234,7 +234,19 @@ fn a_process_that_comes_to_no_safe_place() {
     while turns() == 0 {
         sleep(Duration::from_millis(5));
     }
-    refused(&tables, &victim, 1, "safe to stop it; it goes on as it was");
+    // Waits where it could be stopped, but in a signal's handler with a stack of its own that is too small for us.
+    let script = "import ctypes, mmap, os, signal, struct\nc = ctypes.CDLL(None)\nstack = mmap.mmap(-1, 16384)\n\
+        start = ctypes.addressof(ctypes.c_char.from_buffer(stack))\nassert c.sigaltstack(struct.pack('PixxxxN', start, 0, 16384), None) == 0\n\
+        waits = ctypes.cast(c.pause, ctypes.c_void_p).value\nSA_ONSTACK = 0x08000000\n\
+        assert c.sigaction(signal.SIGUSR1, struct.pack('P128xixxxxP', waits, SA_ONSTACK, 0), None) == 0\n\
+        print('ready')\nos.kill(os.getpid(), signal.SIGUSR1)";
+    let on_small_stack = Victim::python(&python(), script, &[]);
+    std::thread::scope(|scope| {
+        for victim in [&victim, &on_small_stack] {
+            let tables = tables.join(victim.pid().to_string());
+            scope.spawn(move || refused(&tables, victim, 1, "safe to stop it; it goes on as it was"));
+        }
+    });
     let then = turns();
     while turns() == then {
         sleep(Duration::from_millis(5));

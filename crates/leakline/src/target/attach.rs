@@ -25,7 +25,7 @@ use examine::{Target, forbidden, gone};
 use jumps::Jump;
 use memory::{Library, Maps, Memory};
 use safe::Places;
-use thread::{Caller, KEEPING_RETURN, SIGNAL_RETURN, Thread, Trouble};
+use thread::{Caller, SIGNAL_RETURN, Thread, Trouble, Ways, quiet_signal};
 
 pub mod examine;
 mod jumps;
@@ -64,6 +64,9 @@ const BUSY: u64 = 1;
 
 /// More of the C library's code is not looked through, bytes.
 const MOST_CODE: u64 = 64 << 20;
+/// Of a stack that is smaller than this the loader and the agent could come to the end, bytes. A signal's handler may have
+/// one that is.
+const ROOM: u64 = 64 << 10;
 /// How long a thread may take to come to a place where it is safe to stop it.
 const SAFE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long all threads may take to stop where no jump is put.
@@ -196,8 +199,7 @@ struct Session<'t> {
     target: &'t Target,
     memory: Memory,
     places: Places,
-    /// Where the C library has [`thread::SIGNAL_RETURN`].
-    signal_return: u64,
+    ways: Ways,
     agent: Option<Agent>,
 }
 
@@ -227,7 +229,8 @@ impl<'t> Session<'t> {
                 format!("the C library of process {} returns from signals in a way that is not known", target.pid);
             return Err(Failure::new(Exit::Unsupported, what, "start the server with `leakline run` instead"));
         };
-        Ok(Self { target, memory, places, signal_return, agent })
+        let ways = Ways { signal_return, quiet: quiet_signal(target.signals) };
+        Ok(Self { target, memory, places, ways, agent })
     }
 
     fn failed(&self, doing: &str, trouble: &dyn std::fmt::Display) -> Failure {
@@ -268,7 +271,9 @@ impl<'t> Session<'t> {
         let mut before = [0; 2];
         // Where that can't be read there is no system call.
         let _ = self.memory.read(registers.rip.wrapping_sub(2), &mut before);
-        Ok(self.places.is_safe(&registers, before))
+        // Where the maps are out of date by now, the next attempt will find room.
+        let has_room = self.target.maps.has_room_below(registers.rsp, ROOM);
+        Ok(has_room && self.places.is_safe(&registers, before))
     }
 
     /// Loads the agent where there is none, leads the allocator to it, and makes it ask the interpreter to be let in.
@@ -280,7 +285,7 @@ impl<'t> Session<'t> {
         // Whichever file it came from, only the same agent is used again.
         let present = self.agent.take().filter(|agent| agent.0.file.file_name() == theirs.file_name());
         let (mut thread, stopped) = self.main_thread()?;
-        let done = Caller::new(&mut thread, &self.memory, self.signal_return)
+        let done = Caller::new(&mut thread, &self.memory, self.ways)
             .map_err(|trouble| self.failed("attach to", &trouble))
             .and_then(|mut caller| self.bring_in_by(&mut caller, present, fresh, wishes));
         thread.release();
@@ -300,14 +305,17 @@ impl<'t> Session<'t> {
         let failed = |error: io::Error| self.failed("attach to", &error);
         let known = present.as_ref().map_or(Ok(0), |agent| agent.stubs(&self.memory)).map_err(failed)?;
         let page = if known == 0 { self.map_page(caller)? } else { known };
-        let loaded = match present {
+        let way = caller.make_way(page + jumps::RETURN).map_err(|trouble| self.failed("attach to", &trouble));
+        let loaded = way.and_then(|()| match present {
             Some(agent) => Ok((None, agent)),
-            None => self.load(caller, page, fresh, &wishes.agent.theirs).map(|(handle, agent)| (Some(handle), agent)),
-        };
+            None => self.load(caller, fresh, &wishes.agent.theirs).map(|(handle, agent)| (Some(handle), agent)),
+        });
         let (handle, agent) = match loaded {
             Ok(loaded) => loaded,
             Err(failure) => {
-                self.unmap(caller, page);
+                if known == 0 {
+                    self.unmap(caller, page);
+                }
                 return Err(failure);
             }
         };
@@ -315,12 +323,11 @@ impl<'t> Session<'t> {
             Ok(jumps) => jumps,
             Err(failure) => {
                 // Nothing leads to it yet, so it may go again.
-                if let (Some(handle), Some(close)) = (handle, self.target.c_library.address("dlclose")) {
+                let is_forgotten = known == 0 && agent.put(&self.memory, offset_of!(Attachment, stubs), 0).is_ok();
+                if let (Some(handle), Some(close)) = (handle, self.loaders("dlclose")) {
                     let _ = caller.call(close, &[handle]);
                 }
-                let is_forgotten =
-                    handle.is_some() || agent.put(&self.memory, offset_of!(Attachment, stubs), 0).is_ok();
-                if known == 0 && is_forgotten {
+                if is_forgotten {
                     self.unmap(caller, page);
                 }
                 return Err(failure);
@@ -343,19 +350,14 @@ impl<'t> Session<'t> {
     }
 
     /// Makes the process load the agent; the loader's handle, and the library where it lies.
-    fn load(&self, caller: &mut Caller, page: u64, fresh: Library, file: &Path) -> Result<(u64, Agent), Failure> {
-        self.return_by(caller, page).map_err(|trouble| self.failed("attach to", &trouble))?;
-        let loader = self.target.maps.library("libdl.so.2").or_else(|| self.target.maps.library("libdl-2."));
-        let find = |name: &str| {
-            self.target.c_library.address(name).or_else(|| loader.as_ref().and_then(|library| library.address(name)))
-        };
-        let open = find("dlopen").ok_or_else(|| self.failed("attach to", &"it has no dlopen"))?;
+    fn load(&self, caller: &mut Caller, fresh: Library, file: &Path) -> Result<(u64, Agent), Failure> {
+        let open = self.loaders("dlopen").ok_or_else(|| self.failed("attach to", &"it has no dlopen"))?;
         let mode = (libc::RTLD_NOW | libc::RTLD_LOCAL) as u64;
         let handle = caller
             .call_with_text(open, file.as_os_str().as_bytes(), &[mode])
             .map_err(|trouble| self.failed("attach to", &trouble))?;
         if handle == 0 {
-            let why = find("dlerror").and_then(|error| caller.call(error, &[]).ok());
+            let why = self.loaders("dlerror").and_then(|error| caller.call(error, &[]).ok());
             let why = why.map(|text| self.memory.text(text, 400)).unwrap_or_default();
             return Err(self.failed("attach to", &format!("its loader says: {why}")));
         }
@@ -364,12 +366,20 @@ impl<'t> Session<'t> {
         let agent = Agent(fresh.moved_to(base));
         // One that the command does not understand goes again.
         if let Err(error) = agent.state(&self.memory) {
-            if let Some(close) = find("dlclose") {
+            if let Some(close) = self.loaders("dlclose") {
                 let _ = caller.call(close, &[handle]);
             }
             return Err(self.failed("attach to", &error));
         }
         Ok((handle, agent))
+    }
+
+    /// A function of the loader's, which before glibc 2.34 was in a library of its own.
+    fn loaders(&self, name: &str) -> Option<u64> {
+        self.target.c_library.address(name).or_else(|| {
+            let maps = &self.target.maps;
+            maps.library("libdl.so.2").or_else(|| maps.library("libdl-2."))?.address(name)
+        })
     }
 
     fn function(&self, agent: &Agent, name: &str) -> Result<u64, Failure> {
@@ -400,7 +410,6 @@ impl<'t> Session<'t> {
             }
             page => Jump::on_page(&self.memory, page).map_err(failed)?,
         };
-        self.return_by(caller, page).map_err(|trouble| self.failed("attach to", &trouble))?;
         let prepare = self.function(agent, "leakline_prepare")?;
         match caller.call(prepare, &[]) {
             Ok(DONE) => Ok(jumps),
@@ -414,13 +423,14 @@ impl<'t> Session<'t> {
         // Never writable for the process itself; we write to it from outside.
         const PROTECTION: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         const FLAGS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-        // Where the process has mapped something since we looked, as the agent's library, there is another hole.
+        // Where the process has mapped something since we looked, there is another hole.
         const TRIES: u32 = 5;
         let c_library = &self.target.c_library;
         let malloc = c_library.address("malloc").ok_or_else(|| self.failed("attach to", &"it has no malloc"))?;
         let map = c_library.address("mmap").ok_or_else(|| self.failed("attach to", &"it has no mmap"))?;
+        let mut looked;
+        let mut maps = &self.target.maps;
         for _ in 0..TRIES {
-            let maps = Maps::of(self.target.pid).map_err(|_| gone(self.target.pid))?;
             let hole = maps.hole_near(malloc, jumps::PAGE);
             let hole = hole.ok_or_else(|| self.failed("attach to", &jumps::Obstacle::TooFar))?;
             let page = caller
@@ -429,6 +439,8 @@ impl<'t> Session<'t> {
             if page == hole {
                 return Ok(page);
             }
+            looked = Maps::of(self.target.pid).map_err(|_| gone(self.target.pid))?;
+            maps = &looked;
         }
         Err(self.failed("attach to", &"it can map no page near its C library"))
     }
@@ -459,18 +471,9 @@ impl<'t> Session<'t> {
         Ok(jumps)
     }
 
-    /// What the thread calls from now on returns by way of this page, which keeps what is returned.
-    fn return_by(&self, caller: &mut Caller, page: u64) -> Result<(), Trouble> {
-        let at = page + jumps::RETURN;
-        self.memory.write(at, &KEEPING_RETURN).map_err(|error| Trouble::System("write to its code", error))?;
-        caller.return_to(at)
-    }
-
     fn unmap(&self, caller: &mut Caller, page: u64) {
         // A page that stays is nobody's harm.
-        if let Some(unmap) = self.target.c_library.address("munmap")
-            && caller.return_to(self.signal_return).is_ok()
-        {
+        if let Some(unmap) = self.target.c_library.address("munmap") {
             let _ = caller.call_system(unmap, &[page, jumps::PAGE]);
         }
     }
@@ -527,12 +530,12 @@ impl<'t> Session<'t> {
         let leave = self.function(agent, "leakline_leave")?;
         for _ in 0..TRIES {
             let (mut thread, stopped) = self.main_thread()?;
-            let done = Caller::new(&mut thread, &self.memory, self.signal_return)
+            let done = Caller::new(&mut thread, &self.memory, self.ways)
                 .and_then(|mut caller| {
                     if !records {
                         return Ok(DONE);
                     }
-                    self.return_by(&mut caller, page)?;
+                    caller.make_way(page + jumps::RETURN)?;
                     caller.call(leave, &[])
                 })
                 .map_err(|trouble| self.failed("detach from", &trouble))?;

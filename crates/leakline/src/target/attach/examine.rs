@@ -28,6 +28,8 @@ pub struct Target {
     pub c_library: Library,
     /// The program or the library that is CPython.
     pub python: Library,
+    /// The signals that it has handlers for or that its main thread blocks, each a bit.
+    pub signals: u64,
     /// The agents that it has loaded already.
     pub agents: Vec<PathBuf>,
 }
@@ -75,7 +77,8 @@ impl Target {
         let is_agent = |file: &&Path| Mapped::is_agent(file);
         let agents = maps.files().into_iter().filter(is_agent).map(Path::to_owned).collect();
         let group = status.egid;
-        Ok(Self { pid, user, group, root, maps, c_library, python, agents })
+        let signals = status.sigcgt | status.sigblk;
+        Ok(Self { pid, user, group, root, maps, c_library, python, signals, agents })
     }
 }
 

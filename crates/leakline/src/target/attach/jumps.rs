@@ -22,6 +22,7 @@ use iced_x86::{
 use leakline_table::attachment::FUNCTIONS;
 
 use super::memory::Memory;
+use super::thread::TELLING_RETURN;
 
 /// Bytes of `jmp rel32`.
 pub const JUMP: usize = 5;
@@ -33,8 +34,9 @@ const TO_HOOK: usize = 32;
 const MOVED: usize = 48;
 /// Bytes of the page of stubs.
 pub const PAGE: u64 = 4096;
-/// Where on it lies what calls return by that we make the process do (`thread::KEEPING_RETURN`), behind the stubs.
-pub const RETURN: u64 = PAGE - 16;
+/// Where on it lies the code by which calls return that we make the process do, behind the stubs.
+pub const RETURN: u64 = PAGE - 64;
+const _: () = assert!(RETURN as usize + TELLING_RETURN <= PAGE as usize);
 const _: () = assert!(FUNCTIONS.len() * STUB <= RETURN as usize);
 
 /// Why a function can't be led to the hook.

@@ -118,6 +118,15 @@ impl Maps {
         Library::at(&bytes, first.address.0.checked_sub(first.offset)?, file)
     }
 
+    /// Is there room for so many bytes more of a stack that has grown down to an address? The main thread's own grows into
+    /// the hole beneath it by itself.
+    pub fn has_room_below(&self, address: u64, bytes: u64) -> bool {
+        let map = self.maps.iter().find(|map| address < map.address.1);
+        map.is_some_and(|map| {
+            matches!(map.pathname, MMapPath::Stack) || address.checked_sub(map.address.0) >= Some(bytes)
+        })
+    }
+
     /// The start of a hole of so many bytes, as near to an address as there is one.
     pub fn hole_near(&self, address: u64, bytes: u64) -> Option<u64> {
         /// A jump reaches 2 GiB, less what lies between the address and the farthest place that has to reach the hole.

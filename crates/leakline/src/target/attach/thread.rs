@@ -2,9 +2,14 @@
 //! happened, even if we are killed meanwhile.
 //!
 //! Before the thread calls anything, a frame is put on its stack as the kernel puts one there for a signal's handler, with
-//! everything that the thread was doing. What it calls returns to where handlers return to, which asks the kernel to take
-//! the thread back to what is in the frame. We stop it when it is about to ask, and take it back ourselves, which knows how
-//! to go on with a system call that was interrupted; when we are gone, the kernel does.
+//! everything that the thread was doing. What it calls returns to code that asks the kernel to take the thread back to what
+//! is in the frame, as handlers do. Before it asks we stop it, and take it back ourselves, which knows how to go on with a
+//! system call that was interrupted; when we are gone, the kernel does.
+//!
+//! Two ways lead back. The C library's own is there from the beginning, but it can be watched only by stopping at every
+//! system call: by it comes back what does a single one ([`Caller::call_system`]). Our own, for which that has made room
+//! (`telling_return`), sends the thread a signal that nobody listens to: whoever is traced stops for it, and for others
+//! nothing happens at all.
 //!
 //! ```text
 //! the thread's stack, from its stack pointer downwards
@@ -125,8 +130,8 @@ impl Thread {
     }
 
     /// Lets it run until it begins or ends a system call.
-    fn resume_to_system_call(&mut self) -> Result<(), Trouble> {
-        ptrace::syscall(self.id, None).map_err(|error| self.lost("let it go on", error))?;
+    fn resume_to_system_call(&mut self, signal: Option<Signal>) -> Result<(), Trouble> {
+        ptrace::syscall(self.id, signal).map_err(|error| self.lost("let it go on", error))?;
         self.is_stopped = false;
         Ok(())
     }
@@ -235,8 +240,41 @@ const TEXT: u64 = libc::PATH_MAX as u64;
 /// Where a signal's handler returns to in the C library (`__restore_rt`): `mov $15, %rax; syscall`, of which 15 is
 /// `rt_sigreturn`.
 pub const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, libc::SYS_rt_sigreturn as u8, 0, 0, 0, 0x0f, 0x05];
-/// The same, but what was returned is kept: `mov %rax, %rdi; mov $15, %eax; syscall`.
-pub const KEEPING_RETURN: [u8; 10] = [0x48, 0x89, 0xc7, 0xb8, libc::SYS_rt_sigreturn as u8, 0, 0, 0, 0x0f, 0x05];
+/// Bytes of [`telling_return`], and how many of them have been executed when the signal comes.
+pub const TELLING_RETURN: usize = 33;
+const TOLD: u64 = 26;
+
+/// Code that does the same, but tells us before by a signal, and keeps for us what was returned. Only for the main thread,
+/// whose number is that of the process.
+fn telling_return(signal: Signal) -> [u8; TELLING_RETURN] {
+    let signal = signal as u8;
+    #[rustfmt::skip]
+    let code = [
+        0x49, 0x89, 0xc4,                               // mov %rax, %r12
+        0xb8, libc::SYS_getpid as u8, 0, 0, 0,          // mov $39, %eax
+        0x0f, 0x05,                                     // syscall
+        0x89, 0xc7,                                     // mov %eax, %edi
+        0x89, 0xc6,                                     // mov %eax, %esi
+        0xba, signal, 0, 0, 0,                          // mov $signal, %edx
+        0xb8, libc::SYS_tgkill as u8, 0, 0, 0,          // mov $234, %eax
+        0x0f, 0x05,                                     // syscall
+        0xb8, libc::SYS_rt_sigreturn as u8, 0, 0, 0,    // mov $15, %eax
+        0x0f, 0x05,                                     // syscall
+    ];
+    code
+}
+
+/// The signal by which a call tells us that it has returned: one that by default does nothing, and for which the process
+/// has no handler. Where it has handlers for all of them, the first: it would be called once if we were killed meanwhile.
+pub fn quiet_signal(caught: u64) -> Signal {
+    let quiet = [Signal::SIGURG, Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGCHLD];
+    quiet.into_iter().find(|signal| caught & bit(*signal) == 0).unwrap_or(quiet[0])
+}
+
+/// A signal's place in a set of them.
+fn bit(signal: Signal) -> u64 {
+    1 << (signal as u32 - 1)
+}
 
 /// What the kernel finds on the stack of a thread that returns from a signal's handler (`struct rt_sigframe`,
 /// arch/x86/include/asm/sigframe.h; asm/ucontext.h and asm/sigcontext.h for its parts).
@@ -351,24 +389,25 @@ pub struct Caller<'t> {
     signals: u64,
     /// Where the frame lies.
     frame: u64,
-    /// Where what is called returns to.
-    signal_return: u64,
+    ways: Ways,
+    /// Where [`Self::make_way`] has put the code by which calls return.
+    way: Option<u64>,
     /// It is in the midst of a call of which we know no more, and goes back by itself when that is done.
     is_on_its_own: bool,
 }
 
-/// What is known of a call that came back.
-struct Returned {
-    /// What it returned, if it came back by [`KEEPING_RETURN`].
-    value: u64,
-    /// What its last system call returned.
-    last: u64,
+/// The ways back from a call.
+#[derive(Clone, Copy)]
+pub struct Ways {
+    /// Where the C library has [`SIGNAL_RETURN`].
+    pub signal_return: u64,
+    /// See [`quiet_signal`].
+    pub quiet: Signal,
 }
 
 impl<'t> Caller<'t> {
-    /// Notes what the thread was doing, here and on its stack. What it calls returns to `signal_return`, where
-    /// [`SIGNAL_RETURN`] is, or [`KEEPING_RETURN`].
-    pub fn new(thread: &'t mut Thread, memory: &'t Memory, signal_return: u64) -> Result<Self, Trouble> {
+    /// Notes what the thread was doing, here and on its stack.
+    pub fn new(thread: &'t mut Thread, memory: &'t Memory, ways: Ways) -> Result<Self, Trouble> {
         let registers = thread.registers()?;
         let mut shadow = 0u64;
         let mut vector = libc::iovec { iov_base: (&raw mut shadow).cast(), iov_len: size_of_val(&shadow) };
@@ -388,33 +427,53 @@ impl<'t> Caller<'t> {
         let extended_at = registers.rsp.wrapping_sub(RED_ZONE + TEXT + in_frame.len() as u64) & !63;
         // As a call leaves the stack pointer: eight bytes below a multiple of 16.
         let frame = (extended_at.wrapping_sub(size_of::<Frame>() as u64) & !15).wrapping_sub(8);
-        let content = Frame::new(signal_return, &registers, extended_at, signals);
+        let content = Frame::new(ways.signal_return, &registers, extended_at, signals);
         memory.write(extended_at, &in_frame).map_err(system("write to its stack"))?;
         memory.write(frame, content.bytes()).map_err(system("write to its stack"))?;
-        Ok(Self { thread, memory, registers, extended, signals, frame, signal_return, is_on_its_own: false })
+        Ok(Self { thread, memory, registers, extended, signals, frame, ways, way: None, is_on_its_own: false })
     }
 
-    /// From now on what it calls returns to another place, where [`KEEPING_RETURN`] is.
-    pub fn return_to(&mut self, signal_return: u64) -> Result<(), Trouble> {
-        self.memory.write(self.frame, &signal_return.to_le_bytes()).map_err(system("write to its stack"))?;
-        self.signal_return = signal_return;
+    /// Puts the code by which [`Self::call`] returns at an address, where there is room for [`TELLING_RETURN`] bytes.
+    pub fn make_way(&mut self, at: u64) -> Result<(), Trouble> {
+        self.memory.write(at, &telling_return(self.ways.quiet)).map_err(system("write to its code"))?;
+        self.way = Some(at);
         Ok(())
     }
 
-    /// Calls a function with up to six integers, and returns what it returns, where that is kept.
+    /// Calls a function with up to six integers, and returns what it returns. There must be a way for it.
     pub fn call(&mut self, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
-        self.run(function, arguments).map(|returned| returned.value)
+        let way = self.way.ok_or(Trouble::Late("make a way back from what it is to call"))?;
+        self.begin(way, function, arguments)?;
+        self.thread.resume(None)?;
+        self.follow(Self::await_signal, way)
+    }
+
+    /// The same with a text as the first argument.
+    pub fn call_with_text(&mut self, function: u64, text: &[u8], other: &[u64]) -> Result<u64, Trouble> {
+        if text.len() as u64 >= TEXT {
+            return Err(Trouble::System("write to its stack", io::ErrorKind::InvalidInput.into()));
+        }
+        let at = self.registers.rsp.wrapping_sub(RED_ZONE + TEXT);
+        let text: Vec<u8> = text.iter().copied().chain([0]).collect();
+        self.memory.write(at, &text).map_err(system("write to its stack"))?;
+        let arguments: Vec<u64> = [at].iter().chain(other).copied().collect();
+        self.call(function, &arguments)
     }
 
     /// Calls a function that does a single system call, and returns what that returned, negative where it failed.
     pub fn call_system(&mut self, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
-        self.run(function, arguments).map(|returned| returned.last)
+        let way = self.ways.signal_return;
+        self.begin(way, function, arguments)?;
+        self.thread.resume_to_system_call(None)?;
+        self.follow(Self::await_system_call, way)
     }
 
-    fn run(&mut self, function: u64, arguments: &[u64]) -> Result<Returned, Trouble> {
+    /// Puts the thread, which does not run yet, at the beginning of a function.
+    fn begin(&mut self, way: u64, function: u64, arguments: &[u64]) -> Result<(), Trouble> {
         if self.is_on_its_own {
             return Err(Trouble::Late("return from what it was told to call before"));
         }
+        self.memory.write(self.frame, &way.to_le_bytes()).map_err(system("write to its stack"))?;
         let mut registers = self.registers;
         registers.rsp = self.frame;
         let places = [
@@ -434,59 +493,74 @@ impl<'t> Caller<'t> {
         // From here on the thread goes back to what it was doing by itself.
         self.thread.set_registers(registers)?;
         // Those that a mistake raises must not be blocked: the kernel would change what is done about them.
-        let kept = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
-        let held = kept.iter().fold(u64::MAX, |set, signal| set & !(1 << (signal - 1)));
-        self.thread.set_signals(held)?;
-        self.thread.resume_to_system_call()?;
+        let kept = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, self.ways.quiet];
+        self.thread.set_signals(kept.iter().fold(u64::MAX, |set, signal| set & !bit(*signal)))
+    }
+
+    /// Waits until a call has come back.
+    fn follow(&mut self, wait: fn(&mut Self, u64) -> Result<u64, Trouble>, way: u64) -> Result<u64, Trouble> {
         self.is_on_its_own = true;
-        let returned = self.await_return();
+        let returned = wait(self, way);
         // What could not be followed to its end, such as a library that is loaded from a slow disk, must not be left in
         // its midst.
         self.is_on_its_own = !matches!(returned, Ok(_) | Err(Trouble::Crashed(_)));
         returned
     }
 
-    fn await_return(&mut self) -> Result<Returned, Trouble> {
+    fn await_signal(&mut self, way: u64) -> Result<u64, Trouble> {
         let deadline = Instant::now() + CALL_PATIENCE;
-        let mut last = 0;
         loop {
-            match self.thread.wait(deadline, "return from what it was told to call")? {
-                Event::SystemCall => {
+            match self.thread.wait(deadline, COME_BACK)? {
+                Event::Signal(signal) if self.is_elses(signal) => {
                     let now = self.thread.registers()?;
-                    // The stack is as high as this when the call has come back, and not before.
-                    if now.orig_rax == libc::SYS_rt_sigreturn as u64 && now.rsp == self.frame + 8 {
-                        self.keep_from_returning(now)?;
-                        return Ok(Returned { value: now.rdi, last });
+                    if signal == self.ways.quiet && now.rip == way + TOLD {
+                        return Ok(now.r12);
                     }
-                    last = now.rax;
-                    self.thread.resume_to_system_call()?;
+                    self.thread.resume(Some(signal))?;
                 }
                 Event::Signal(signal) => return Err(Trouble::Crashed(signal)),
                 // Somebody stops the whole process; that waits until we are done.
-                Event::Stopped => self.thread.resume_to_system_call()?,
+                Event::Stopped | Event::SystemCall => self.thread.resume(None)?,
                 Event::Ended => return Err(Trouble::Ended),
             }
         }
     }
 
-    /// The same with a text as the first argument.
-    pub fn call_with_text(&mut self, function: u64, text: &[u8], other: &[u64]) -> Result<u64, Trouble> {
-        if text.len() as u64 >= TEXT {
-            return Err(Trouble::System("write to its stack", io::ErrorKind::InvalidInput.into()));
+    fn await_system_call(&mut self, way: u64) -> Result<u64, Trouble> {
+        let deadline = Instant::now() + CALL_PATIENCE;
+        let mut last = 0;
+        loop {
+            match self.thread.wait(deadline, COME_BACK)? {
+                Event::SystemCall => {
+                    let now = self.thread.registers()?;
+                    // The stack is as high as this when the call has come back, and not before.
+                    if now.orig_rax == libc::SYS_rt_sigreturn as u64 && now.rsp == self.frame + 8 {
+                        self.keep_from_returning(way, now)?;
+                        return Ok(last);
+                    }
+                    last = now.rax;
+                    self.thread.resume_to_system_call(None)?;
+                }
+                Event::Signal(signal) if self.is_elses(signal) => self.thread.resume_to_system_call(Some(signal))?,
+                Event::Signal(signal) => return Err(Trouble::Crashed(signal)),
+                Event::Stopped => self.thread.resume_to_system_call(None)?,
+                Event::Ended => return Err(Trouble::Ended),
+            }
         }
-        let at = self.registers.rsp.wrapping_sub(RED_ZONE + TEXT);
-        let text: Vec<u8> = text.iter().copied().chain([0]).collect();
-        self.memory.write(at, &text).map_err(system("write to its stack"))?;
-        let arguments: Vec<u64> = [at].iter().chain(other).copied().collect();
-        self.call(function, &arguments)
+    }
+
+    /// May this signal have been sent by somebody else? Of those that a call is not kept from, one that stops the whole
+    /// process must not end it in its midst either.
+    fn is_elses(&self, signal: Signal) -> bool {
+        signal == self.ways.quiet || signal == Signal::SIGSTOP
     }
 
     /// The call has come back, and the thread is about to ask the kernel to take it back to what is in the frame, which would
     /// lose what only we can restore: how much of an interrupted system call's time is left. Instead it closes a file that is
     /// none, and stands before the same again. (To ask for nothing at all is the call of number -1, for which a seccomp filter
     /// may kill.)
-    fn keep_from_returning(&mut self, now: Registers) -> Result<(), Trouble> {
-        let nothing = Registers { rip: self.signal_return, orig_rax: libc::SYS_close as u64, rdi: u64::MAX, ..now };
+    fn keep_from_returning(&mut self, way: u64, now: Registers) -> Result<(), Trouble> {
+        let nothing = Registers { rip: way, orig_rax: libc::SYS_close as u64, rdi: u64::MAX, ..now };
         self.thread.set_registers(nothing)?;
         self.thread.interrupt()?;
         self.thread.resume(None)?;
@@ -494,6 +568,8 @@ impl<'t> Caller<'t> {
     }
 }
 
+/// What a thread is waited for that was told to call something.
+const COME_BACK: &str = "return from what it was told to call";
 const DIRECTION: u64 = 1 << 10;
 const TRAP: u64 = 1 << 8;
 
