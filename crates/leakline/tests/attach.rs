@@ -386,6 +386,44 @@ fn a_process_apart_is_attached_to_and_left() {
     std::fs::remove_dir_all(tables).unwrap();
 }
 
+/// The disk on which the agent and the tables would lie has no room for the agent, or for the agent only. Where room is made
+/// afterwards the process is attached to.
+#[test]
+fn a_full_disk_refuses_an_attach_and_leaves_the_process_at_work() {
+    if !has_namespaces(&[]) {
+        return;
+    }
+    let tables = harness::folder("full-disk");
+    // Wakes up all the time, so that the agent is let in at once, and makes its table.
+    let script = "import select, sys\nprint('ready')\nwhile True:\n    \
+        if select.select([sys.stdin], [], [], 0.01)[0]:\n        input()\n        \
+        print(len([bytearray(5000) for _ in range(1000)]))";
+    for (room, code, why) in [("64k", 1, "No space left on device"), ("8m", 8, "no room for its table on the disk")] {
+        let mount = format!("mount -t tmpfs -o size={room} none {} && exec \"$@\"", tables.display());
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", &mount, "sh"]).arg(python()).args(["-u", "-c", script]);
+        let mut victim = Victim::start(&mut command);
+        victim.line();
+        let pid = victim.pid().to_string();
+        let refused = leakline(&tables, &["attach", &pid]);
+        assert_eq!(refused.status.code(), Some(code), "{room}: {}", said(&refused));
+        assert!(said(&refused).contains(why), "{room}: {}", said(&refused));
+        for _ in 0..3 {
+            victim.say("");
+            assert_eq!(victim.line().trim(), "1000", "{room}");
+        }
+        let remount = ["-m", "-t", &pid, "mount", "-o", "remount,size=1g"];
+        assert!(Command::new("nsenter").args(remount).arg(&tables).status().unwrap().success());
+        for act in ["attach", "detach"] {
+            let done = leakline(&tables, &[act, &pid]);
+            assert_eq!(done.status.code(), Some(0), "{room}, then {act}: {}", said(&done));
+            victim.say("");
+            assert_eq!(victim.line().trim(), "1000", "{room}, then {act}");
+        }
+    }
+    std::fs::remove_dir_all(tables).unwrap();
+}
+
 /// The main thread never waits; the others wait for it to let go of the GIL.
 #[test]
 fn a_process_that_never_waits_is_attached_to() {
