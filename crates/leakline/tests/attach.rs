@@ -556,6 +556,24 @@ fn coming_and_going_leaves_nothing_behind() {
     assert_eq!(libraries, 1, "{maps}");
 }
 
+/// Who tidies up has deleted the agent's file and the tables: it can be left and come back to all the same.
+#[test]
+fn an_agent_whose_file_is_deleted_is_found() {
+    let tables = harness::folder("deleted");
+    let victim = Victim::python(&python(), "import time\nprint('ready')\nwhile True: time.sleep(0.01)", &[]);
+    let pid = victim.pid().to_string();
+    let code = |act: &str| leakline(&tables, &[act, &pid]).status.code();
+    assert_eq!(code("attach"), Some(0));
+    std::fs::remove_dir_all(tables.join("runs")).unwrap();
+    assert_eq!(code("attach"), Some(9), "it is being recorded");
+    assert_eq!(code("detach"), Some(0));
+    assert_eq!(["attach", "detach"].map(code), [Some(0); 2]);
+    let libraries =
+        maps(victim.pid()).lines().filter(|line| line.contains("/agent-") && line.contains(" r-xp ")).count();
+    assert_eq!(libraries, 1, "{}", maps(victim.pid()));
+    std::fs::remove_dir_all(tables).unwrap();
+}
+
 /// What happens while a server is attached to or detached from, before one of the command's requests to trace it or to
 /// write to its memory, which are all that is done to it.
 #[derive(Clone, Copy, Debug)]

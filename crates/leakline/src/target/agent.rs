@@ -58,13 +58,19 @@ impl Source {
         }
     }
 
-    /// Puts the agent into `folder` under a name made from its content, and returns its path. A file that is there
-    /// already is kept: running servers have it mapped.
-    pub fn install(&self, folder: &Path) -> Result<PathBuf, Failure> {
+    /// The agent's bytes, and a name made from them.
+    pub fn named(&self) -> Result<(String, Vec<u8>), Failure> {
         let bytes = self.bytes()?;
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
-        let path = folder.join(format!("agent-{:016x}.so", hasher.finish()));
+        Ok((format!("agent-{:016x}.so", hasher.finish()), bytes))
+    }
+
+    /// Puts the agent into `folder` under its name, and returns its path. A file that is there already is kept: running
+    /// servers have it mapped.
+    pub fn install(&self, folder: &Path) -> Result<PathBuf, Failure> {
+        let (name, bytes) = self.named()?;
+        let path = folder.join(name);
         if fs::read(&path).is_ok_and(|present| present == bytes) {
             return Ok(path);
         }

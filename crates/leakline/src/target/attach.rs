@@ -20,6 +20,8 @@ use leakline_table::attachment::{Attachment, FUNCTIONS, REASON_BYTES, SYMBOL, St
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use crate::failure::{Exit, Failure};
+use crate::target::agent::Source;
+use crate::target::python::Mapped;
 use crate::target::root::Place;
 use examine::{Target, forbidden, gone};
 use jumps::Jump;
@@ -158,9 +160,14 @@ impl Drop for HeldSignals {
 struct Agent(Library);
 
 impl Agent {
-    /// One that is mapped from this file already.
+    /// One that is mapped from this file already. What it exports we know from our own file where the one that was mapped
+    /// is deleted and only root may still read it.
     fn present(target: &Target, file: &Path) -> Option<Self> {
-        target.maps.load(file).map(Self)
+        let ours = || {
+            let (name, bytes) = Source::find().ok()?.named().ok()?;
+            (Mapped::agent_name(file) == Some(&name)).then(|| Library::at(&bytes, target.maps.start(file)?, file))?
+        };
+        target.maps.load(file).or_else(ours).map(Self)
     }
 
     fn attachment(&self) -> Option<u64> {
@@ -283,7 +290,7 @@ impl<'t> Session<'t> {
         let fresh = Library::at(&file, 0, theirs)
             .ok_or_else(|| self.failed("attach to", &"the agent is no library for x86-64"))?;
         // Whichever file it came from, only the same agent is used again.
-        let present = self.agent.take().filter(|agent| agent.0.file.file_name() == theirs.file_name());
+        let present = self.agent.take().filter(|agent| Mapped::agent_name(&agent.0.file) == Mapped::agent_name(theirs));
         let (mut thread, stopped) = self.main_thread()?;
         let done = Caller::new(&mut thread, &self.memory, self.ways)
             .map_err(|trouble| self.failed("attach to", &trouble))

@@ -40,10 +40,11 @@ impl Mapped {
         Ok(Self::by_files(files, process.exe().ok().as_deref()))
     }
 
-    /// Is this the file of an agent, by its name?
-    pub fn is_agent(file: &Path) -> bool {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("agent-") && name.ends_with(".so")
+    /// The name of an agent's file, if this is one. Long after it was mapped, who tidies up may have deleted it.
+    pub fn agent_name(file: &Path) -> Option<&str> {
+        let name = file.file_name()?.to_str()?;
+        let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+        (name.starts_with("agent-") && name.ends_with(".so")).then_some(name)
     }
 
     fn by_files(files: impl Iterator<Item = PathBuf>, executable: Option<&Path>) -> Self {
@@ -60,7 +61,7 @@ impl Mapped {
             }
             // Debian's loader is a link to the library itself.
             mapped.musl |= name.starts_with("ld-musl") || file.to_string_lossy().contains("-linux-musl/");
-            mapped.agent |= Self::is_agent(&file);
+            mapped.agent |= Self::agent_name(&file).is_some();
         }
         let name = executable.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         mapped.minor = mapped.minor.or_else(|| name.strip_prefix("python3.").and_then(leading_number));

@@ -74,7 +74,7 @@ impl Target {
             let what = format!("{allocator} stands in for glibc's malloc in process {pid}");
             return unsupported(what, "start the server with `leakline run` instead");
         }
-        let is_agent = |file: &&Path| Mapped::is_agent(file);
+        let is_agent = |file: &&Path| Mapped::agent_name(file).is_some();
         let agents = maps.files().into_iter().filter(is_agent).map(Path::to_owned).collect();
         let group = status.egid;
         let signals = status.sigcgt | status.sigblk;
@@ -87,7 +87,7 @@ impl Target {
 fn allocator(pid: u32, maps: &Maps, python: &Library, c_library: &Library) -> Option<String> {
     let malloc = python.malloc(&Memory::open(pid).ok()?)?;
     let file = maps.file_at(malloc)?;
-    let is_known = file == c_library.file || Mapped::is_agent(file);
+    let is_known = file == c_library.file || Mapped::agent_name(file).is_some();
     let is_to_be_looked_up = file == python.file && python.address("malloc").is_none();
     (!is_known && !is_to_be_looked_up).then(|| file.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }

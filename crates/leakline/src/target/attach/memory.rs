@@ -110,12 +110,22 @@ impl Maps {
 
     /// The program itself or the library in this file.
     pub fn load(&self, file: &Path) -> Option<Library> {
-        let first = self.maps.iter().find(|map| path(map) == Some(file))?;
+        let first = self.first(file)?;
         // What the process has mapped, even if its file was replaced, deleted, or lies in another mount namespace.
         let mapped = format!("/proc/{}/map_files/{:x}-{:x}", self.pid, first.address.0, first.address.1);
         let inside = Path::new("/proc").join(self.pid.to_string()).join("root").join(file.strip_prefix("/").ok()?);
         let bytes = read(Path::new(&mapped)).or_else(|_| read(&inside)).ok()?;
-        Library::at(&bytes, first.address.0.checked_sub(first.offset)?, file)
+        Library::at(&bytes, self.start(file)?, file)
+    }
+
+    fn first(&self, file: &Path) -> Option<&MemoryMap> {
+        self.maps.iter().find(|map| path(map) == Some(file))
+    }
+
+    /// Where a file's beginning lies, or would.
+    pub fn start(&self, file: &Path) -> Option<u64> {
+        let first = self.first(file)?;
+        first.address.0.checked_sub(first.offset)
     }
 
     /// Is there room for so many bytes more of a stack that has grown down to an address? The main thread's own grows into
