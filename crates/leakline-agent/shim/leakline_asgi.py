@@ -11,6 +11,9 @@ The agent executes this text after `leakline_shim.py`, in a namespace of its own
     native.exchange_by(judge, awaited) what the agent asks us for that
     native.current() -> handle         of the current context's request, 0 without one
     native.resume(handle)              makes it the current one of this context
+    native.thread_start(original) -> method
+    native.thread_bootstrap(original) -> method
+                                       of threading's class, which carry the request from who starts a thread to the thread
     native.unsent(file)                what is still to be sent on this socket, its client will not get
 
 A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
@@ -212,22 +215,8 @@ def instrument_threads(module):
     """Lets a thread that a request starts work for that request, and for a while after it has ended: its handle stands for
     nothing any more when another request has taken its place. So threads that stay become nobody's."""
     thread = module.Thread
-    start, bootstrap = thread.start, thread._bootstrap_inner
-
-    def observed_start(self):
-        handle = native.current()
-        if handle:
-            self._leakline_handle = handle
-        start(self)
-
-    def _bootstrap_inner(self):
-        handle = getattr(self, "_leakline_handle", 0)
-        if handle:
-            native.resume(handle)
-        bootstrap(self)
-
-    native.replace(thread, "start", observed_start)
-    native.replace(thread, "_bootstrap_inner", _bootstrap_inner)
+    native.replace(thread, "start", native.thread_start(thread.start))
+    native.replace(thread, "_bootstrap_inner", native.thread_bootstrap(thread._bootstrap_inner))
 
 
 def instrument_greenlets(module):

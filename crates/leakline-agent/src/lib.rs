@@ -10,6 +10,7 @@
 //! stack          one stack of both
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
 //! gunicorn       its hooks, which begin and end a request
+//! threads        threads that a request starts work for it
 //! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
 //! attach         how a command that came later brings the agent in, and out again
@@ -41,6 +42,7 @@ mod snapshot;
 mod sockets;
 mod stack;
 mod table;
+mod threads;
 
 /// Runs when the dynamic loader has loaded the agent: before the program's `main`, or in the middle of its life.
 #[used]

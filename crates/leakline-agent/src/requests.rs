@@ -4,7 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, table};
+use crate::{clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, table, threads};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, IN_FLIGHT, Moment, slot};
 use std::ffi::CStr;
@@ -52,7 +52,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 18] = [
+static FUNCTIONS: [MethodDef; 20] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -67,6 +67,8 @@ static FUNCTIONS: [MethodDef; 18] = [
     install::method(c"amend", amend),
     install::method(c"current", current_handle),
     install::method(c"resume", resume),
+    install::method(c"thread_start", threads::thread_start),
+    install::method(c"thread_bootstrap", threads::thread_bootstrap),
     install::method(c"unsent", unsent),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
@@ -98,6 +100,7 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         COLLECTOR_STATS.store(stats, Ordering::Relaxed);
         response::prepare(api)?;
         exchange::prepare(api)?;
+        threads::prepare(api)?;
         gunicorn::prepare(api)
     }
 }
@@ -219,7 +222,7 @@ unsafe fn begin_current(api: &Api, handle: u64) {
 ///
 /// # Safety
 /// The GIL of the main interpreter is held, no exception is set.
-unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) {
+pub(crate) unsafe fn set_current(api: &Api, handle: u64, on_behalf_of: u64) {
     // SAFETY: the GIL is held, the variable lives for good; integer and token are new references or null. Should a collection
     // run somebody's code meanwhile, which lets go of the GIL, then another thread's nodes may be nobody's or this request's.
     unsafe {

@@ -1,4 +1,5 @@
-"""Allocates in four threads at the same time, and if asked to also in other interpreters."""
+"""Allocates in four threads at the same time, and if asked to also in other interpreters. In each thread's traceback are
+only frames that would be there without the agent."""
 
 import sys
 import threading
@@ -20,6 +21,10 @@ for _ in range(300):
 
 
 def keeps(kept):
+    frame = sys._getframe()
+    while frame is not None:
+        files.add(frame.f_code.co_filename)
+        frame = frame.f_back
     for _ in range(30):
         for place in range(COUNT):
             kept[place] = bytes(200)
@@ -31,6 +36,7 @@ def another():
     interpreters.destroy(interpreter)
 
 
+files = set()
 kept = [[None] * COUNT for _ in range(4)]
 threads = [threading.Thread(target=keeps, args=(one,)) for one in kept]
 if sys.argv[1] == "interpreters" and interpreters:
@@ -39,4 +45,5 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+assert files == {__file__, threading.__file__}, files
 print("keeps", sum(sys.getsizeof(item) for one in kept for item in one))
