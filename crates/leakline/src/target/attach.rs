@@ -31,7 +31,7 @@ use thread::{Caller, SIGNAL_RETURN, Thread, Trouble, Ways, quiet_signal};
 
 pub mod examine;
 mod jumps;
-mod memory;
+pub mod memory;
 mod safe;
 mod thread;
 

@@ -7,10 +7,13 @@
 //! ```
 //! (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.)
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use procfs::process::Process;
 use procfs::{Current, Meminfo, ProcessCGroup};
+
+use crate::reader;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -25,9 +28,13 @@ pub fn oom_counter(pid: u32) -> Option<PathBuf> {
     counter(&groups(pid))
 }
 
-/// How many that are by now.
+/// How many that are by now. The file's name may have been read from a look that anybody wrote.
 pub fn oom_kills(counter: &Path) -> Option<u64> {
-    fs::read_to_string(counter).ok()?.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    /// The kernel's counters take less than one page.
+    const MOST: u64 = 1 << 16;
+    let mut text = String::new();
+    reader::open(counter).ok()?.take(MOST).read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
 /// The share of memory that is free, by the limit that leaves least: what the kernel can take back at once counts as free.

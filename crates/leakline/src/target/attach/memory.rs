@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use object::elf::{PT_LOAD, SHN_UNDEF};
 use object::read::elf::{ElfFile64, ProgramHeader, Sym};
 use object::{Object, RelocationTarget};
-use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process};
 
 /// The memory of a process whose threads we may trace. Protections are no obstacle, as for every debugger: pages that are
 /// shared with a file are copied when they are written to.
@@ -63,8 +63,12 @@ pub struct Maps {
 impl Maps {
     /// As it is now.
     pub fn of(pid: u32) -> procfs::ProcResult<Self> {
-        let maps = Process::new(pid as i32)?.maps()?.into_iter().collect();
-        Ok(Self { pid, maps })
+        Ok(Self::new(pid, Process::new(pid as i32)?.maps()?))
+    }
+
+    /// As the kernel's words for it say.
+    pub fn new(pid: u32, maps: MemoryMaps) -> Self {
+        Self { pid, maps: maps.into_iter().collect() }
     }
 
     /// The files that are mapped, each once.
@@ -234,6 +238,6 @@ impl Library {
     pub fn range(&self, name: &str) -> Option<Range<u64>> {
         let (_, start, bytes) = self.symbols.iter().find(|(known, ..)| known == name)?;
         let start = self.base.wrapping_add(*start);
-        Some(start..start + bytes)
+        Some(start..start.saturating_add(*bytes))
     }
 }
