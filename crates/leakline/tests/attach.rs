@@ -582,8 +582,10 @@ enum Disturbance {
     CommandKilled,
     /// Somebody stops the server, and lets it go on a few requests later.
     ServerStopped,
+    /// The system refuses that request.
+    RequestRefused,
 }
-use Disturbance::{CommandKilled, ServerStopped};
+use Disturbance::{CommandKilled, RequestRefused, ServerStopped};
 
 #[test]
 fn a_server_that_is_disturbed_in_the_midst_goes_on() {
@@ -597,7 +599,7 @@ fn a_server_that_is_disturbed_in_the_midst_goes_on() {
 #[test]
 #[ignore = "takes minutes"]
 fn a_server_that_is_disturbed_before_any_request_goes_on() {
-    for disturbance in [CommandKilled, ServerStopped] {
+    for disturbance in [CommandKilled, ServerStopped, RequestRefused] {
         for (version, script) in [("3.11", SERVES), ("3.13", SERVES), ("3.11", COMPUTES)] {
             disturbed_in_the_midst(disturbance, version, script, 1..);
         }
@@ -726,7 +728,7 @@ fn disturbed_before(tables: &Path, act: &str, server: u32, disturbance: Disturba
             WaitStatus::Stopped(_, other) => signal = Some(other),
             _ => {}
         }
-        let Ok(registers) = ptrace::getregs(pid) else { continue };
+        let Ok(mut registers) = ptrace::getregs(pid) else { continue };
         let begins = registers.rax == -i64::from(libc::ENOSYS) as u64;
         if !begins || !matches!(registers.orig_rax as i64, libc::SYS_ptrace | libc::SYS_pwrite64) {
             continue;
@@ -737,6 +739,12 @@ fn disturbed_before(tables: &Path, act: &str, server: u32, disturbance: Disturba
                 send(pid, Signal::SIGKILL);
                 waitpid(pid, None).unwrap();
                 break;
+            }
+            Disturbance::RequestRefused if requests == number => {
+                // No call has this number, and what is in rax is its answer.
+                registers.orig_rax = u64::MAX;
+                registers.rax = -i64::from(libc::EIO) as u64;
+                ptrace::setregs(pid, registers).unwrap();
             }
             Disturbance::ServerStopped if requests == number => send(server, Signal::SIGSTOP),
             Disturbance::ServerStopped if requests == number + WHILE => send(server, Signal::SIGCONT),

@@ -19,7 +19,7 @@ use crate::target::attach::examine::{Target, gone};
 use crate::target::attach::{Outcome, Wishes, attach};
 use crate::target::limit;
 use crate::target::process::{Identity, descendants};
-use crate::target::root::Place;
+use crate::target::root::{Place, Root};
 
 /// Watch the memory of a server that runs already
 ///
@@ -110,11 +110,14 @@ impl Attach {
             exact: self.effort.exact,
         };
         let attach = |target: &Target| {
-            if !target.root.is_that_of(&first.root) {
+            let done = if target.root.is_that_of(&first.root) {
+                attach(target, &wishes)
+            } else {
                 let what = format!("process {} sees other files than process {}", target.pid, first.pid);
-                return Err(Failure::new(Exit::Unsupported, what, "attach to it by its own process id"));
-            }
-            attach(target, &wishes)
+                Err(Failure::new(Exit::Unsupported, what, "attach to it by its own process id"))
+            };
+            // Whatever went wrong with one that has ended meanwhile and sees nothing any more, that is why.
+            done.map_err(|failure| if Root::of(target.pid).is_err() { gone(target.pid) } else { failure })
         };
         let mut outcomes: Vec<(u32, Result<Outcome, Failure>)> =
             targets.iter().map(|target| (target.pid, attach(target))).collect();
@@ -129,6 +132,9 @@ impl Attach {
                 }
             }
         }
+        // That a worker ends meanwhile is no failure.
+        let is_gone = |failure: &Failure| failure.exit == Exit::Gone;
+        outcomes.retain(|(pid, outcome)| *pid == first.pid || !outcome.as_ref().is_err_and(is_gone));
         let lines = outcomes.iter().map(|(pid, outcome)| Line::new(*pid, outcome)).collect();
         let listing = Listing { run: folder.shown.display().to_string(), processes: lines };
         if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {

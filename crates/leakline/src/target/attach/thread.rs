@@ -578,11 +578,13 @@ impl Drop for Caller<'_> {
         if self.thread.is_gone || self.is_on_its_own {
             return;
         }
-        // Until its registers are put back it would go back by itself. A thread for which this fails has been killed.
+        // Until its registers are put back it would go back by itself, which it does where one of these is refused.
         let mut vector = libc::iovec { iov_base: self.extended.as_mut_ptr().cast(), iov_len: self.extended.len() };
         let vector_at = (&raw mut vector) as usize;
-        let _ = self.thread.request(libc::PTRACE_SETREGSET, EXTENDED_STATE, vector_at, "set its vector registers");
-        let _ = self.thread.set_signals(self.signals);
-        let _ = self.thread.set_registers(self.registers);
+        let _ = self
+            .thread
+            .request(libc::PTRACE_SETREGSET, EXTENDED_STATE, vector_at, "set its vector registers")
+            .and_then(|()| self.thread.set_signals(self.signals))
+            .and_then(|()| self.thread.set_registers(self.registers));
     }
 }
