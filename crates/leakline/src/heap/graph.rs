@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use leakline_table::heap::{Edge, Heap, HeapObject, LIMITED};
 
-use super::dominators::{self, NONE, dominators};
+use super::dominators::{Edges, NONE, dominators};
 
 /// An object, by its index in the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -241,16 +241,19 @@ impl Graph {
     }
 
     fn find_retained(&mut self) {
-        let root = self.heap.objects.len() as u32;
-        let roots = self.roots.iter().map(|(root, _)| root.0).collect();
-        let found = dominators(&Rooted { graph: self, roots }, root);
-        let mut retained: Vec<u64> = self.heap.objects.iter().map(own_bytes).chain([0]).collect();
-        for &node in found.order.iter().skip(1).rev() {
-            let above = found.of[node as usize];
-            retained[above as usize] = retained[above as usize].saturating_add(retained[node as usize]);
+        let objects = &self.heap.objects;
+        let roots: Vec<u32> = self.roots.iter().map(|(root, _)| root.0).collect();
+        let firsts = objects.iter().map(|object| object.first_edge as u32);
+        let first: Vec<u32> = firsts.chain([self.targets.len() as u32]).collect();
+        let found = dominators(Edges { first: &first, targets: &self.targets, roots: &roots });
+        let mut retained: Vec<u64> = objects.iter().map(own_bytes).collect();
+        for &node in found.order.iter().rev() {
+            if let Some(above) = is_some(found.of[node as usize]) {
+                let sum = retained[above.0 as usize].saturating_add(retained[node as usize]);
+                retained[above.0 as usize] = sum;
+            }
         }
         (self.retained, self.dominator) = (retained, found.of);
-        self.dominator.iter_mut().filter(|above| **above == root).for_each(|above| *above = NONE);
     }
 
     fn find_blocks(&mut self) {
@@ -271,25 +274,6 @@ fn own_bytes(object: &HeapObject) -> u64 {
 
 fn is_some(node: u32) -> Option<Node> {
     (node != NONE).then_some(Node(node))
-}
-
-/// The graph with one more node, which leads to all roots.
-struct Rooted<'g> {
-    graph: &'g Graph,
-    roots: Vec<u32>,
-}
-
-impl dominators::Edges for Rooted<'_> {
-    fn nodes(&self) -> usize {
-        self.graph.heap.objects.len() + 1
-    }
-
-    fn successors(&self, node: u32) -> &[u32] {
-        let objects = &self.graph.heap.objects;
-        let Some(object) = objects.get(node as usize) else { return &self.roots };
-        let end = objects.get(node as usize + 1).map_or(self.graph.targets.len(), |next| next.first_edge as usize);
-        &self.graph.targets[object.first_edge as usize..end]
-    }
 }
 
 #[cfg(test)]
