@@ -93,7 +93,7 @@ pub struct Basis {
 /// Resident memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rss {
-    /// At the first moment that is remembered.
+    /// Of the same when their first request had ended; of those that have served none, as now.
     pub start: u64,
     /// Of the living workers, or of the dead ones when they were last seen if none lives.
     pub now: u64,
@@ -402,11 +402,11 @@ fn basis(evidence: &Evidence, analysis: &Analysis) -> Basis {
 fn rss(evidence: &Evidence) -> Rss {
     let workers = || evidence.workers.iter();
     let any_lives = workers().any(|worker| worker.alive);
-    let ledgers = workers().filter(|worker| worker.alive || !any_lives).filter_map(|worker| worker.ledger.as_ref());
-    let ledger = Ledger::sum(ledgers);
+    let seen = || workers().filter(|worker| worker.alive || !any_lives);
+    let ledger = Ledger::sum(seen().filter_map(|worker| worker.ledger.as_ref()));
     Rss {
-        start: workers().filter_map(|worker| worker.ticks.first()).map(|tick| tick.rss_bytes).sum(),
-        now: workers().filter(|worker| worker.alive || !any_lives).map(|worker| worker.rss_bytes).sum(),
+        start: seen().map(|worker| worker.ticks.first().map_or(worker.rss_bytes, |tick| tick.rss_bytes)).sum(),
+        now: seen().map(|worker| worker.rss_bytes).sum(),
         peak: workers().map(|worker| worker.rss_peak_bytes).sum(),
         limit: workers().filter_map(|worker| worker.limit_bytes).min(),
         trim_would_return: ledger.as_ref().map(|ledger| ledger.trim_would_return),
@@ -752,5 +752,26 @@ fn route(totals: &analyze::RouteTotals) -> Route {
         p50_ms: totals.p50_ms,
         p99_ms: totals.p99_ms,
         sockets: totals.sockets.iter().map(socket).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analyze::evidence::{Tick, Worker};
+
+    #[test]
+    fn memory_at_first_is_that_of_the_processes_whose_memory_is_told_now() {
+        let tick = |rss_bytes| Tick { time: 1.0, requests: 1, rss_bytes };
+        let worker = |alive, first: Option<u64>, rss_bytes| {
+            let ticks = first.map(tick).into_iter().collect();
+            Worker { alive, ticks, rss_bytes, ..Worker::default() }
+        };
+        let (ended, serving, master) =
+            (worker(false, Some(30), 90), worker(true, Some(40), 70), worker(true, None, 20));
+        let both = rss(&Evidence { workers: vec![ended.clone(), serving, master] });
+        assert_eq!((both.start, both.now), (60, 90));
+        let last = rss(&Evidence { workers: vec![ended] });
+        assert_eq!((last.start, last.now), (30, 90));
     }
 }
