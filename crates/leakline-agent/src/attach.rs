@@ -97,6 +97,7 @@ pub extern "C" fn leakline_prepare() -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn leakline_begin() -> u64 {
     fork::watch();
+    clock::prepare();
     native::prepare();
     hooks::native::try_relays();
     set(State::Asked);

@@ -1,11 +1,34 @@
 //! The clocks, in nanoseconds, and the processor's own, in ticks.
 
+use std::ffi::c_int;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+type ClockGettime = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> c_int;
+
+/// The C library's own clock_gettime; 0 where it was not found.
+static OWN: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks for the C library's own clock_gettime. A library that was preloaded to tell another time, as libfaketime is,
+/// allocates with its lock taken, and would wait for ever for itself if the hook that sees it asked for the time.
+pub(crate) fn prepare() {
+    // SAFETY: both get C strings. What is loaded already is only looked up, and the C library is never unloaded.
+    let found = unsafe {
+        let library = libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        if library.is_null() { library } else { libc::dlsym(library, c"clock_gettime".as_ptr()) }
+    };
+    OWN.store(found as usize, Ordering::Relaxed);
+}
 
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let gettime: ClockGettime = match OWN.load(Ordering::Relaxed) {
+        0 => libc::clock_gettime,
+        // SAFETY: the address of the function of that name, which has this signature (clock_gettime(3)).
+        own => unsafe { std::mem::transmute::<usize, ClockGettime>(own) },
+    };
     // SAFETY: `time` is writable for the call.
-    unsafe { libc::clock_gettime(clock, &mut time) };
+    unsafe { gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 

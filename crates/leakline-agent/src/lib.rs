@@ -60,6 +60,7 @@ extern "C" fn on_load() {
         return;
     }
     if python::api::load() {
+        clock::prepare();
         native::prepare();
         fork::watch();
         sampler::await_interpreter();

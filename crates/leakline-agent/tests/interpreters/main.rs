@@ -262,6 +262,24 @@ fn bytes_over_sockets_are_counted_by_request_and_peer() {
     }
 }
 
+/// A library that tells the time for others allocates with its lock taken: its malloc must not ask it for the time.
+#[test]
+fn a_library_that_tells_the_time_is_not_asked_within_itself() {
+    let folder = Folder::new();
+    let library = folder.0.join("clock.so");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(fixture("clock.c"));
+    assert!(compiler.status().unwrap().success(), "cc, which Rust links with, fails");
+    let both = format!("{}:{}", agent().display(), library.display());
+    let script = "import os, time\nfor _ in range(300): time.time()\nchild = os.fork()\ntime.time()\n\
+                  if child: print('child', os.waitpid(child, 0)[1])";
+    for python in pythons() {
+        let mut command = under_agent(&python, &folder.0);
+        let said = said(command.args(["-c", script]).envs([EXACT, ("LD_PRELOAD", &*both)]));
+        assert_eq!(said, [("child".to_owned(), 0.0)], "{python:?}");
+    }
+}
+
 /// Results, errno, signals, cancelled threads: calls on sockets are as they are without the agent.
 #[test]
 fn calls_on_sockets_are_what_they_were() {
