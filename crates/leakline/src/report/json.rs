@@ -93,7 +93,7 @@ pub struct Basis {
 /// Resident memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rss {
-    /// Of the same when their first request had ended; of those that have served none, as now.
+    /// Of the workers that `now` is of, when their first request had ended; of those that have served none, as now.
     pub start: u64,
     /// Of the living workers, or of the dead ones when they were last seen if none lives.
     pub now: u64,
