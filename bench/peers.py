@@ -60,6 +60,7 @@ def tools(python, leakline, agent, folder):
     tool("nothing", [python])
     tool("leakline run", [*ours, "run", "--", python], with_agent)
     tool("leakline attach", [python], with_agent, comes_later=[*ours, "attach"])
+    tool("leakline run --no-native", [*ours, "run", "--no-native", "--", python], with_agent)
     tool("leakline run --exact", [*ours, "run", "--exact", "--", python], with_agent)
     tool("tracemalloc, 1 frame", [python], {"PYTHONTRACEMALLOC": "1"})
     tool("tracemalloc, 25 frames", [python], {"PYTHONTRACEMALLOC": "25"})

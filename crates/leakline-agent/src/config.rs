@@ -5,6 +5,7 @@
 //! LEAKLINE_TABLE_BYTES  bytes of a table
 //! LEAKLINE_BUDGET       share of one core that sampling may take, such as 0.003
 //! LEAKLINE_EXACT        1: sample every block
+//! LEAKLINE_NATIVE       0: leave native code out of stacks
 //! ```
 
 use leakline_table::attachment::Attachment;
@@ -21,12 +22,15 @@ pub(crate) struct Config {
     pub(crate) budget: f64,
     /// Sample every block.
     pub(crate) exact: bool,
+    /// Walk native code, too.
+    pub(crate) native: bool,
 }
 
 static TABLES: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 static TABLE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static BUDGET: AtomicU64 = AtomicU64::new(0);
 static EXACT: AtomicBool = AtomicBool::new(false);
+static NATIVE: AtomicBool = AtomicBool::new(false);
 
 /// Reads the environment. False where the process was not started by leakline.
 pub(crate) fn load() -> bool {
@@ -37,6 +41,7 @@ pub(crate) fn load() -> bool {
         table_bytes: number(c"LEAKLINE_TABLE_BYTES").and_then(|text| text.parse().ok()).unwrap_or(32 << 20),
         budget: number(c"LEAKLINE_BUDGET").and_then(|text| text.parse().ok()).unwrap_or(0.003),
         exact: number(c"LEAKLINE_EXACT") == Some("1"),
+        native: number(c"LEAKLINE_NATIVE") != Some("0"),
     });
     true
 }
@@ -50,6 +55,7 @@ pub(crate) fn load_attached(attachment: &'static Attachment) {
         table_bytes: attachment.table_bytes.load(Ordering::Relaxed) as usize,
         budget: f64::from_bits(attachment.budget.load(Ordering::Relaxed)),
         exact: attachment.exact.load(Ordering::Relaxed) == 1,
+        native: attachment.native.load(Ordering::Relaxed) == 1,
     });
 }
 
@@ -57,6 +63,7 @@ fn set(config: &Config) {
     TABLE_BYTES.store(config.table_bytes, Ordering::Relaxed);
     BUDGET.store(config.budget.to_bits(), Ordering::Relaxed);
     EXACT.store(config.exact, Ordering::Relaxed);
+    NATIVE.store(config.native, Ordering::Relaxed);
     TABLES.store(config.tables.as_ptr().cast_mut(), Ordering::Release);
 }
 
@@ -70,6 +77,7 @@ pub(crate) fn get() -> Option<Config> {
         table_bytes: TABLE_BYTES.load(Ordering::Relaxed),
         budget: f64::from_bits(BUDGET.load(Ordering::Relaxed)),
         exact: EXACT.load(Ordering::Relaxed),
+        native: NATIVE.load(Ordering::Relaxed),
     })
 }
 

@@ -9,8 +9,9 @@
 //!  280  table_bytes   8   ┐
 //!  288  budget        8   │ how to record, see the agent's `config`; written by the command. `budget` is the bits of
 //!  296  exact         8   │ an f64
-//!  304  tables     1024   ┘ a path that ends with NUL
-//! 1328  reason      256   why the agent refused, ends with NUL; written by the agent
+//!  304  native        8   │
+//!  312  tables     1024   ┘ a path that ends with NUL
+//! 1336  reason      256   why the agent refused, ends with NUL; written by the agent
 //! ```
 
 use std::cell::UnsafeCell;
@@ -110,6 +111,8 @@ pub struct Attachment {
     pub budget: AtomicU64,
     /// 1: record every allocation.
     pub exact: AtomicU64,
+    /// 1: walk native code, too.
+    pub native: AtomicU64,
     /// The folder for the tables, as the process sees it.
     pub tables: UnsafeCell<[u8; TABLES_BYTES]>,
     /// Why the agent refused.
@@ -120,12 +123,12 @@ pub struct Attachment {
 // thread that refuses, before the state tells so.
 unsafe impl Sync for Attachment {}
 
-const _: () = assert!(size_of::<Attachment>() == 1584);
+const _: () = assert!(size_of::<Attachment>() == 1592);
 const _: () = assert!(std::mem::offset_of!(Attachment, next) == 8);
 const _: () = assert!(std::mem::offset_of!(Attachment, stubs) == 272);
 const _: () = assert!(std::mem::offset_of!(Attachment, table_bytes) == 280);
-const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 304);
-const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1328);
+const _: () = assert!(std::mem::offset_of!(Attachment, tables) == 312);
+const _: () = assert!(std::mem::offset_of!(Attachment, reason) == 1336);
 
 impl Attachment {
     /// That of an agent which has just been loaded.
@@ -138,6 +141,7 @@ impl Attachment {
             table_bytes: AtomicU64::new(0),
             budget: AtomicU64::new(0),
             exact: AtomicU64::new(0),
+            native: AtomicU64::new(0),
             tables: UnsafeCell::new([0; TABLES_BYTES]),
             reason: UnsafeCell::new([0; REASON_BYTES]),
         }

@@ -103,6 +103,8 @@ fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worke
         requests,
         stacks: stacks(&snapshot, minor),
         natives: natives(&snapshot, root),
+        // CPython's own library is among them at the latest when something was sampled.
+        walks_native: snapshot.modules.len() > 1,
         samples: snapshot.samples.iter().map(|raw| sample(raw, &routes, requests, look)).collect(),
         in_flight: snapshot.in_flight.iter().map(|(record, name)| in_flight(record, name, &snapshot)).collect(),
         addresses: snapshot.samples.iter().map(|raw| raw.record.address).collect(),

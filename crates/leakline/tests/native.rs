@@ -3,13 +3,16 @@
 mod harness;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::LEAKLINE;
+use harness::victim::Victim;
+use harness::{LEAKLINE, Tables};
 use leakline::analyze::evidence::Worker;
 use leakline::reader;
+use leakline::runs::Runs;
 use leakline_table::reader::{RawFrame, Snapshot};
 
 /// A file of these tests.
@@ -172,6 +175,57 @@ fn other_allocators_are_seen_as_glibcs_is() {
         }
         assert_eq!(found.get("given_back"), None, "{name}");
     }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Where nobody wants native code on stacks, the lines of Python are the same, whether leakline starts the process or comes
+/// later.
+#[test]
+fn without_native_code_the_lines_are_the_same() {
+    let Some(python) = any_python("none.txt") else { return };
+    let folder = harness::folder("lines-only");
+    let library = library("family.c", &folder);
+    let script = fixture("family.py");
+    let functions = ["by_malloc", "by_calloc", "by_realloc", "by_mmap"];
+    let words = functions.map(|name| format!("{}:{name}", library.display()));
+    let bytes = functions.len() as f64 * 64.0 * 4096.0;
+    // What CPython keeps for the calls themselves is little beside.
+    let expected = bytes..bytes * 1.02;
+    let check = |tables: &Tables, way: &str, is_native: bool| {
+        let run = Runs::open(&tables.0).and_then(|runs| runs.latest()).unwrap();
+        let worker = reader::worker(&run.tables[0], None).unwrap();
+        let of_line = worker.samples.iter().filter(|sample| {
+            let stack = sample.stack.map_or(&[][..], |stack| &worker.stacks[stack.0 as usize]);
+            stack.first().is_some_and(|frame| Path::new(&frame.file) == script && frame.function == "call_all")
+        });
+        let of_line: f64 = of_line.map(|sample| sample.weight).sum();
+        assert!(expected.contains(&of_line), "{way}: {of_line} bytes are the line's, and not {expected:?}");
+        let has_frames = worker.natives.iter().any(|native| !native.is_empty());
+        assert_eq!((worker.walks_native, has_frames), (is_native, is_native), "{way}");
+    };
+
+    for (option, is_native) in [(&["--no-native"][..], false), (&[], true)] {
+        let tables = Tables::new("lines-only");
+        let mut command = tables.leakline(&["run", "--exact"]);
+        command.args(option).arg("--").arg(&python).arg(&script).args(&words);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        check(&tables, "run", is_native);
+    }
+
+    let tables = Tables::new("lines-only");
+    let waits = "import runpy, sys; print('ready'); input(); print('in'); input(); runpy.run_path(sys.argv.pop(1)); print('done'); input()";
+    let arguments: Vec<&OsStr> = [script.as_os_str()].into_iter().chain(words.iter().map(OsStr::new)).collect();
+    let mut victim = Victim::python(&python, waits, &arguments);
+    let attached = tables.output(&["attach", "--exact", "--no-native", &victim.pid().to_string()]);
+    assert!(attached.status.success(), "{}", String::from_utf8_lossy(&attached.stderr));
+    // The first line lets the agent in, the second one the script.
+    for _ in 0..2 {
+        victim.say("");
+        victim.line();
+    }
+    check(&tables, "attach", false);
+    drop(victim);
     fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -7,6 +7,7 @@
 //! where they are: `.eh_frame_hdr` is sorted, so nothing is parsed ahead and nothing is copied.
 
 use super::unwind::Unwinder;
+use crate::config;
 use crate::python::api;
 use framehop::{ExplicitModuleSectionInfo, Module as Unwindable, Unwinder as _};
 use leakline_table::layout::{MODULE_ALLOCATOR, MODULE_INTERPRETER};
@@ -14,7 +15,7 @@ use leakline_table::writer::Writer;
 use std::ffi::{CStr, c_int, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// `struct dl_find_object` (<dlfcn.h>).
 #[repr(C)]
@@ -40,6 +41,8 @@ struct LinkMap {
 type FindObject = unsafe extern "C" fn(*const c_void, *mut FoundObject) -> c_int;
 
 static FIND_OBJECT: OnceLock<FindObject> = OnceLock::new();
+/// Is it asked for the modules on stacks?
+static ARE_WALKED: AtomicBool = AtomicBool::new(false);
 /// Where the allocator below has its malloc.
 static ALLOCATOR: AtomicUsize = AtomicUsize::new(0);
 
@@ -54,11 +57,13 @@ pub(crate) fn prepare() {
     if let Some(found) = found {
         _ = FIND_OBJECT.set(found);
     }
+    let are_wanted = config::get().is_some_and(|config| config.native);
+    ARE_WALKED.store(found.is_some() && are_wanted, Ordering::Relaxed);
 }
 
-/// Can modules be told from each other here?
-pub(super) fn are_known() -> bool {
-    FIND_OBJECT.get().is_some()
+/// Are native stacks walked? Not where modules can't be told from each other, or where nobody wants to know.
+pub(super) fn are_walked() -> bool {
+    ARE_WALKED.load(Ordering::Relaxed)
 }
 
 /// The agent's own module: its frames stand innermost on every stack, and are left out.

@@ -3,7 +3,7 @@
 //!
 //! Everything here runs under the recorder's lock: whoever has the table's writer in hand holds it.
 
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::steps::{Chain, Stack, Step, Steps};
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, MustNotAllocateDuringUnwind, Unwinder as _};
@@ -93,27 +93,28 @@ impl Here {
         Self { registers, stack, evaluator }
     }
 
-    /// How far it is to the loop, bytes; 0 where nothing tells. `None` where the thread runs no Python, or native code is not
-    /// walked.
+    /// How far it is to the loop, bytes; 0 where nothing tells, or native code is not walked. `None` where the thread runs no
+    /// Python.
     pub(crate) fn distance(&self) -> Option<u64> {
         match self.evaluator {
-            _ if !super::modules::are_known() => None,
             Evaluator::None => None,
-            Evaluator::Holding(inside) => Some(inside as u64 - self.registers.sp()),
-            Evaluator::Code(..) => Some(0),
+            Evaluator::Holding(inside) if modules::are_walked() => Some(inside as u64 - self.registers.sp()),
+            Evaluator::Holding(_) | Evaluator::Code(..) => Some(0),
         }
     }
 
     /// Does the segment of this chain lie here? Only asked where the distance is the same, and no module has been removed.
+    /// Where native code is not walked, none lies anywhere.
     pub(crate) fn holds(&self, chain: &Chain) -> bool {
-        chain.is_at(&self.registers, &self.stack)
-            && chain.passing().all(|place| with(|state| state.modules.is_there(place)))
+        !modules::are_walked()
+            || chain.is_at(&self.registers, &self.stack)
+                && chain.passing().all(|place| with(|state| state.modules.is_there(place)))
     }
 
     /// Writes the innermost native segment as pairs of words, see the layout of STACKS.
     pub(crate) fn segment(&self, writer: &mut Writer<'_>, frames: &mut [[u32; 2]; DEPTH]) -> Segment {
-        if !super::modules::are_known() {
-            return Segment { depth: 0, chain: None };
+        if !modules::are_walked() {
+            return Segment { depth: 0, chain: Some(Chain::NONE) };
         }
         with(|state| state.walk(writer, self, frames))
     }

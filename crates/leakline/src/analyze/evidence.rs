@@ -355,6 +355,8 @@ pub struct Worker {
     /// The native code that ran inside of the innermost frame of each stack, innermost frame first; empty where that was
     /// CPython's own, and missing behind the last one that is known.
     pub natives: Vec<Vec<NativeFrame>>,
+    /// Native code was looked at. Otherwise nobody knows what libraries took.
+    pub walks_native: bool,
     /// Routes.
     pub routes: Vec<Route>,
     /// Live samples.

@@ -98,7 +98,8 @@ pub struct Finding {
     pub kind: Kind,
     /// Who allocates.
     pub origin: Origin,
-    /// False where a library took the memory by itself and, by the samples, objects of Python's may hold it all the same.
+    /// False where a library took the memory by itself and, by the samples, objects of Python's may hold it all the same; and
+    /// where nobody looked at native code.
     pub origin_is_certain: bool,
     /// The routes whose requests leak, the busiest first; none for what runs outside of requests.
     pub routes: Vec<String>,
@@ -272,7 +273,8 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let (origin, blamed) = blame(deposits, &members);
     let objects = blamed.as_ref().map_or(0.0, |blamed| expected_objects(evidence, deposits, &members, blamed));
     // A thread that runs no Python makes no objects.
-    let origin_is_certain = origin != Origin::Native || site.is_none() || objects >= TELLING;
+    let is_certain = origin != Origin::Native || site.is_none() || objects >= TELLING;
+    let origin_is_certain = is_certain && evidence.workers.iter().any(|worker| worker.walks_native);
 
     let most = if group.shape.garbage == Garbage::RuledOut { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();

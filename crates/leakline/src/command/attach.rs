@@ -108,6 +108,7 @@ impl Attach {
             table_bytes: self.effort.table_bytes(),
             budget: self.effort.budget(),
             exact: self.effort.exact,
+            native: !self.effort.no_native,
         };
         let attach = |target: &Target| {
             let done = if target.root.is_that_of(&first.root) {

@@ -162,6 +162,7 @@ fn records(python: &Path, agent: &Path, runs: &Runs) -> Check {
             table_bytes: 1 << 20,
             budget: 0.003,
             exact: false,
+            native: true,
         };
         let script = "import platform; print(platform.python_implementation(), platform.python_version())";
         let output = recording.environment().map(|environment| {

@@ -7,6 +7,10 @@ pub struct Effort {
     /// Record every allocation instead of a sample: for short runs and tests, slow
     #[arg(long)]
     pub exact: bool,
+    /// Leave native code out of stacks: what a C extension allocates is then blamed on the line of Python that called it, and
+    /// not on its function
+    #[arg(long)]
+    pub no_native: bool,
     /// Processor time that recording may take, in percent of one core; at most four times as much of what the server itself
     /// takes
     #[arg(long, value_name = "PERCENT", default_value_t = 0.3, value_parser = percent, conflicts_with = "exact")]

@@ -79,6 +79,7 @@ impl Run {
             table_bytes: self.effort.table_bytes(),
             budget: self.effort.budget(),
             exact: self.effort.exact,
+            native: !self.effort.no_native,
         };
         match recording.environment() {
             Ok(environment) => Ok((run, environment)),

@@ -115,7 +115,7 @@ pub struct Finding {
     /// `python`, `native` or `mixed`
     pub origin: &'static str,
     /// False for a leak that is `native` as far as the samples tell, which are too far apart to show objects that may hold
-    /// it; null for other kinds.
+    /// it; and for one that is `python` since native code was left out of stacks. Null for other kinds.
     pub origin_is_certain: Option<bool>,
     /// `GET /data/<id>`; null for several routes, and for what runs outside of requests.
     pub route: Option<String>,

@@ -318,6 +318,8 @@ impl Page<'_> {
             if finding.origin_is_certain == Some(false) {
                 writeln!(self.text, "  (objects of Python's may hold it: samples are too far apart to show them)")?;
             }
+        } else if finding.origin_is_certain == Some(false) {
+            writeln!(self.text, "  (a library that it calls may have taken it: native code was left out of stacks)")?;
         }
         for other in finding.sites.iter().skip(1).take(2) {
             let place = format!("{}:{}", shorten(&short_file(&other.line.file), 50), other.line.line);

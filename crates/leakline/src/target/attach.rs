@@ -47,6 +47,8 @@ pub struct Wishes<'w> {
     pub budget: f64,
     /// Record every allocation instead of a sample.
     pub exact: bool,
+    /// Walk native code, too.
+    pub native: bool,
 }
 
 /// What was done to a process.
@@ -406,6 +408,7 @@ impl<'t> Session<'t> {
             (offset_of!(Attachment, table_bytes), wishes.table_bytes),
             (offset_of!(Attachment, budget), wishes.budget.to_bits()),
             (offset_of!(Attachment, exact), u64::from(wishes.exact)),
+            (offset_of!(Attachment, native), u64::from(wishes.native)),
         ] {
             agent.put(&self.memory, offset, word).map_err(failed)?;
         }

@@ -49,6 +49,8 @@ pub struct Recording {
     pub budget: f64,
     /// Record every allocation instead of a sample.
     pub exact: bool,
+    /// Walk native code, too.
+    pub native: bool,
 }
 
 impl Recording {
@@ -64,6 +66,9 @@ impl Recording {
         ];
         if self.exact {
             variables.push(("LEAKLINE_EXACT", "1".into()));
+        }
+        if !self.native {
+            variables.push(("LEAKLINE_NATIVE", "0".into()));
         }
         Ok(variables)
     }

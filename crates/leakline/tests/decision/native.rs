@@ -1,5 +1,5 @@
 //! What libraries of native code leave behind is blamed on their functions, whoever called them.
-use leakline::analyze::evidence::{NativeFrame, Outcome, Role, StackId};
+use leakline::analyze::evidence::{Evidence, NativeFrame, Outcome, Role, StackId, Worker};
 use leakline::analyze::{Analysis, Origin};
 use leakline::report::{Printed, Report, text};
 
@@ -88,6 +88,22 @@ fn few_large_blocks_do_not_tell_who_holds_them() {
 }
 
 #[test]
+fn where_native_code_is_left_out_nobody_says_that_python_took_it() {
+    let mut server = Server::new(6, R);
+    let line = server.line("shop.py", 7, "");
+    let stack = server.native(Some(line), vec![]);
+    served(&mut server, |server| drop(server.allocate(stack, 3000)));
+    let worker = Worker { walks_native: false, ..server.worker() };
+    let evidence = Evidence { workers: vec![worker] };
+    let analysis = leakline::analyze::findings(&evidence);
+    let [finding] = &analysis.findings[..] else { panic!("{:#?}", analysis.findings) };
+    assert_eq!((finding.origin, finding.origin_is_certain, &finding.blamed), (Origin::Python, false, &None));
+    let source = |_: &str, _: u32| None;
+    let said = text(&Report::new(&evidence, &analysis), Printed { source: &source, colour: false });
+    assert!(said.contains("native code was left out of stacks"), "{said}");
+}
+
+#[test]
 fn a_thread_that_runs_no_python_is_told_by_its_library() {
     let mut server = Server::new(3, R);
     let stack = server.native(None, by_itself());
@@ -97,7 +113,7 @@ fn a_thread_that_runs_no_python_is_told_by_its_library() {
         server.allocate(stack, 3000);
     }
     let worker = server.worker();
-    let evidence = leakline::analyze::evidence::Evidence { workers: vec![worker] };
+    let evidence = Evidence { workers: vec![worker] };
     let analysis = leakline::analyze::findings(&evidence);
     assert_eq!(blamed(&analysis), (Origin::Native, "libparse.so.2", Some("parse_text(char const*)")));
     let finding = &analysis.findings[0];

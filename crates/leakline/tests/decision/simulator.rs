@@ -33,6 +33,7 @@ impl Server {
             server: "gunicorn".into(),
             command: "gunicorn app:app".into(),
             limit_bytes: Some(2_000_000_000),
+            walks_native: true,
             ..Worker::default()
         };
         let rng = Rng::with_seed(seed);
