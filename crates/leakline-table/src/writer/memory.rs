@@ -69,22 +69,26 @@ impl<'a> Carver<'a> {
 }
 
 /// How many cells the filter has, as a power of two. A table of 32 MiB holds 16,384 samples at most, so that not more than
-/// one free in sixteen asks about a stranger.
+/// one free in sixteen asks about a stranger far away.
 const CELLS_LOG: u32 = 18;
 const CELLS: usize = 1 << CELLS_LOG;
+/// Bytes of memory that share a cell, as a power of two: a processor's cache line of 64 cells then answers for a page. Cells of
+/// 16 bytes, one for each block, took more time for the lines that they brought into the cache (bench/README.md) than a free
+/// beside a sampled block takes to find that it is another one.
+const SHARED_LOG: u32 = 6;
 
 /// A counting filter over the addresses of sampled blocks. Its answer "no" is certain, so that a free of a block that
 /// was never sampled costs one load. A cell that has reached 255 stays there: it can only say "maybe" too often.
 ///
 /// Fast paths in assembly ask it by themselves: it is nothing but its cells, a byte each. The cell of an address is
-/// `((address as u32).wrapping_mul(Filter::SPREAD)) >> Filter::SHIFT`, which is (address / 16) modulo the number of cells.
+/// `((address as u32).wrapping_mul(Filter::SPREAD)) >> Filter::SHIFT`, which is (address / 64) modulo the number of cells.
 #[repr(transparent)]
 pub struct Filter([AtomicU8; CELLS]);
 
 impl Filter {
     /// What an address is multiplied by, to lose the bits above those that choose a cell.
-    pub const SPREAD: u32 = 1 << (u32::BITS - CELLS_LOG - 4);
-    /// How far the product is shifted down, to lose the four bits that are zero in every block's address.
+    pub const SPREAD: u32 = 1 << (u32::BITS - CELLS_LOG - SHARED_LOG);
+    /// How far the product is shifted down, to lose the bits below them.
     pub const SHIFT: u32 = u32::BITS - CELLS_LOG;
 
     /// An empty filter.
@@ -98,7 +102,6 @@ impl Filter {
         self.cell(address).load(Relaxed) != 0
     }
 
-    /// Blocks are aligned to 16 bytes; neighbours get different cells.
     #[inline(always)]
     fn cell(&self, address: usize) -> &AtomicU8 {
         &self.0[((address as u32).wrapping_mul(Self::SPREAD) >> Self::SHIFT) as usize]
