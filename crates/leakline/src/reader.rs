@@ -96,6 +96,7 @@ fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worke
         pid: header.pid,
         alive: false,
         killed: header.tells_end == 1 && header.ended_ns == 0,
+        attached: header.tells_end == 0,
         oom_kills: None,
         python: format!("{major}.{minor}.{micro}"),
         server: printable(&snapshot.server),

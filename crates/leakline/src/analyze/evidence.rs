@@ -339,6 +339,8 @@ pub struct Worker {
     pub alive: bool,
     /// It has ended, and not by itself: a signal ended it. Never said where the agent came later and can't tell.
     pub killed: bool,
+    /// It ran before the agent came, or its parent did.
+    pub attached: bool,
     /// How many processes of its control group the kernel killed for want of memory between the last look at it and its
     /// end, or shortly after; `None` where nobody counts, and while it runs.
     pub oom_kills: Option<u64>,

@@ -105,6 +105,9 @@ pub struct Rss {
     pub ledger: Option<Ledger>,
     /// What `malloc_trim(0)` would give back.
     pub trim_would_return: Option<u64>,
+    /// Of what is in use, that which was allocated before the agent came, with what the allocators add to blocks; null where
+    /// nobody could look, and where the agent was there from the beginning.
+    pub earlier: Option<u64>,
 }
 
 /// One finding.
@@ -410,8 +413,17 @@ fn rss(evidence: &Evidence) -> Rss {
         peak: workers().map(|worker| worker.rss_peak_bytes).sum(),
         limit: workers().filter_map(|worker| worker.limit_bytes).min(),
         trim_would_return: ledger.as_ref().map(|ledger| ledger.trim_would_return),
+        earlier: seen().filter_map(earlier).reduce(|sum, bytes| sum + bytes),
         ledger,
     }
+}
+
+/// What a worker that was attached to has in use and was never seen to be allocated.
+fn earlier(worker: &Worker) -> Option<u64> {
+    let ledger = worker.ledger.as_ref().filter(|_| worker.attached)?;
+    let used = ledger.python.used + ledger.native().used + ledger.mapped;
+    let seen: f64 = worker.samples.iter().map(|sample| sample.weight).sum();
+    Some(used.saturating_sub(seen as u64))
 }
 
 fn leak(finding: &analyze::Finding) -> Finding {
@@ -758,7 +770,7 @@ fn route(totals: &analyze::RouteTotals) -> Route {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analyze::evidence::{Tick, Worker};
+    use crate::analyze::evidence::{self, Owner, Phase, Sample, Tick, Worker};
 
     #[test]
     fn memory_at_first_is_that_of_the_processes_whose_memory_is_told_now() {
@@ -773,5 +785,30 @@ mod tests {
         assert_eq!((both.start, both.now), (60, 90));
         let last = rss(&Evidence { workers: vec![ended] });
         assert_eq!((last.start, last.now), (30, 90));
+    }
+
+    #[test]
+    fn what_was_there_before_the_agent_came_is_told_of_those_that_were_attached_to() {
+        let of = |used| evidence::Ledger { chunks: used, mapped: 5, ..evidence::Ledger::default() };
+        let sample = |weight| Sample {
+            stack: None,
+            weight,
+            size: 10,
+            owner: Owner::Unattributed,
+            born: 0,
+            growth: false,
+            recycled: false,
+            phase: Phase::Handler,
+            pins: false,
+        };
+        let worker = |attached, ledger: Option<evidence::Ledger>| {
+            let samples = vec![sample(20.0), sample(10.0)];
+            Worker { alive: true, attached, ledger, samples, ..Worker::default() }
+        };
+        let told = |workers| rss(&Evidence { workers }).earlier;
+        assert_eq!(told(vec![worker(true, Some(of(100))), worker(true, Some(of(30))), worker(true, None)]), Some(80));
+        assert_eq!(told(vec![worker(true, Some(of(1)))]), Some(0), "an estimate may be too high");
+        assert_eq!(told(vec![worker(false, Some(of(100)))]), None);
+        assert_eq!(told(vec![worker(true, None)]), None);
     }
 }

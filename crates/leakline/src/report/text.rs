@@ -354,6 +354,10 @@ impl Page<'_> {
             self.text,
             "Resident {start} at first, {now} now, {peak} at most; {outside} live outside of requests."
         )?;
+        if let Some(earlier) = rss.earlier {
+            let earlier = size(earlier as f64);
+            writeln!(self.text, "In use since before leakline came: {earlier}; by which lines is not known.")?;
+        }
         match &rss.ledger {
             Some(ledger) => self.text.push_str(&ledger.text().unwrap_or_default()),
             None if target.workers.iter().any(|worker| worker.alive) => {
