@@ -65,6 +65,8 @@ pub const FUNCTIONS: [&str; 33] = [
 pub const TABLES_BYTES: usize = 1024;
 /// Bytes of [`Attachment::reason`].
 pub const REASON_BYTES: usize = 256;
+/// The one reason that says nothing about the process: the same may be asked again when there is room.
+pub const NO_ROOM: &str = "no room for its table on the disk";
 
 /// What an agent is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use super::api::{self, Api, FastFunction, METH_FASTCALL, MethodDef, Object, Thre
 use super::layout;
 use super::{class, frames, objects, text};
 use crate::{attach, hooks, message, recorder, requests, sampler, table};
+use leakline_table::attachment::NO_ROOM;
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -127,7 +128,7 @@ unsafe fn try_to_install(api: &'static Api) -> Result<(), &'static str> {
 
 fn explain(failure: table::Failure) -> &'static str {
     match failure.errno {
-        libc::ENOSPC => "no room for its table on the disk (LEAKLINE_TABLES)",
+        libc::ENOSPC | libc::EDQUOT => NO_ROOM,
         libc::EACCES | libc::EPERM | libc::EROFS => "no permission to make a table in LEAKLINE_TABLES",
         libc::ENOENT => "the folder LEAKLINE_TABLES does not exist",
         _ => failure.what,

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use leakline_table::attachment::{Attachment, FUNCTIONS, REASON_BYTES, SYMBOL, State, TABLES_BYTES, VERSION};
+use leakline_table::attachment::{Attachment, FUNCTIONS, NO_ROOM, REASON_BYTES, SYMBOL, State, TABLES_BYTES, VERSION};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use crate::failure::{Exit, Failure};
@@ -132,7 +132,10 @@ fn already(pid: u32, what: &str) -> Failure {
 
 fn refused(pid: u32, reason: &str) -> Failure {
     let what = format!("process {pid} goes on without the agent: {reason}");
-    Failure::new(Exit::Unsupported, what, "see what would work with `leakline doctor`")
+    match reason {
+        NO_ROOM => Failure::new(Exit::Error, what, "make room, or choose another place with --dir"),
+        _ => Failure::new(Exit::Unsupported, what, "see what would work with `leakline doctor`"),
+    }
 }
 
 /// While a process is stopped, nobody may end us: Ctrl-C waits. And nobody comes before us, as far as that is ours to
@@ -238,7 +241,8 @@ impl<'t> Session<'t> {
                 format!("the C library of process {} returns from signals in a way that is not known", target.pid);
             return Err(Failure::new(Exit::Unsupported, what, "start the server with `leakline run` instead"));
         };
-        let ways = Ways { signal_return, quiet: quiet_signal(target.signals) };
+        let quiet = (!target.is_filtered).then(|| quiet_signal(target.signals));
+        let ways = Ways { signal_return, quiet };
         Ok(Self { target, memory, places, ways, agent })
     }
 

@@ -30,6 +30,8 @@ pub struct Target {
     pub python: Library,
     /// The signals that it has handlers for or that its main thread blocks, each a bit.
     pub signals: u64,
+    /// A seccomp filter says which system calls it may make, and may kill it for others.
+    pub is_filtered: bool,
     /// The agents that it has loaded already.
     pub agents: Vec<PathBuf>,
 }
@@ -78,7 +80,8 @@ impl Target {
         let agents = maps.files().into_iter().filter(is_agent).map(Path::to_owned).collect();
         let group = status.egid;
         let signals = status.sigcgt | status.sigblk;
-        Ok(Self { pid, user, group, root, maps, c_library, python, signals, agents })
+        let is_filtered = status.seccomp.is_some_and(|mode| mode != 0);
+        Ok(Self { pid, user, group, root, maps, c_library, python, signals, is_filtered, agents })
     }
 }
 
@@ -104,22 +107,27 @@ pub fn gone(pid: u32) -> Failure {
 /// The kernel does not let us trace it.
 pub fn forbidden(pid: u32) -> Failure {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let (why, next) = match scope.trim() {
+    let (why, next) = what_would_let_us(scope.trim(), geteuid().is_root());
+    let what = format!("the kernel does not let us trace process {pid}{why}");
+    Failure::new(Exit::Permission, what, format!("{next} (docs/permissions.md)"))
+}
+
+/// Why not, as far as Yama's scope tells, and the next step.
+fn what_would_let_us(scope: &str, are_root: bool) -> (&'static str, &'static str) {
+    match scope {
         "3" => {
             (" (kernel.yama.ptrace_scope is 3, until the next boot)", "start the server with `leakline run` instead")
         }
-        "1" if !geteuid().is_root() => {
+        "1" if !are_root => {
             (" (kernel.yama.ptrace_scope is 1)", "run leakline as root, or `sysctl kernel.yama.ptrace_scope=0`")
         }
-        "2" if !geteuid().is_root() => (" (kernel.yama.ptrace_scope is 2)", "run leakline as root"),
-        _ if !geteuid().is_root() => ("", "run leakline as root"),
+        "2" if !are_root => (" (kernel.yama.ptrace_scope is 2)", "run leakline as root"),
+        _ if !are_root => ("", "run leakline as root"),
         _ => (
             ", though we are root",
             "give leakline CAP_SYS_PTRACE: `docker run --cap-add SYS_PTRACE`, in Kubernetes securityContext.capabilities",
         ),
-    };
-    let what = format!("the kernel does not let us trace process {pid}{why}");
-    Failure::new(Exit::Permission, what, format!("{next} (docs/permissions.md)"))
+    }
 }
 
 fn is_undisturbed(pid: u32, status: &procfs::process::Status) -> Result<(), Failure> {
@@ -158,5 +166,28 @@ fn is_x86_64(pid: u32) -> Result<(), Failure> {
             format!("process {pid} is no x86-64 program"),
             "the agent needs x86-64",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::what_would_let_us;
+
+    /// This machine has one scope at most, and a test may not change it.
+    #[test]
+    fn who_may_not_trace_is_told_what_helps_under_each_scope_of_yamas() {
+        let has = |scope, are_root, why: &str, next: &str| {
+            let told = what_would_let_us(scope, are_root);
+            assert!(told.0.contains(why) && told.1.contains(next), "{scope:?}, {are_root}: {told:?}");
+        };
+        has("1", false, "scope is 1", "as root, or `sysctl kernel.yama.ptrace_scope=0`");
+        has("2", false, "scope is 2", "run leakline as root");
+        has("", false, "", "run leakline as root");
+        for are_root in [false, true] {
+            has("3", are_root, "scope is 3", "start the server with `leakline run` instead");
+        }
+        for scope in ["", "0", "1", "2"] {
+            has(scope, true, "though we are root", "CAP_SYS_PTRACE");
+        }
     }
 }

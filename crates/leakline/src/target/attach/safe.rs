@@ -53,6 +53,9 @@ impl Places {
             | libc::SYS_accept4
             | libc::SYS_recvfrom
             | libc::SYS_recvmsg
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendfile
             | libc::SYS_connect
             | libc::SYS_nanosleep
             | libc::SYS_clock_nanosleep
@@ -69,8 +72,8 @@ impl Places {
                 FUTEX_WAIT => !self.is_own_lock(registers.rdi),
                 _ => false,
             },
-            // A pipe or a socket: reads of files are not interrupted.
-            libc::SYS_read => registers.rax as i64 == ERESTARTSYS,
+            // A pipe or a socket: what is done to files is not interrupted.
+            libc::SYS_read | libc::SYS_write | libc::SYS_writev => registers.rax as i64 == ERESTARTSYS,
             _ => false,
         }
     }
@@ -111,6 +114,7 @@ mod tests {
         assert!(!safe(Registers { rsi: 6, ..waits_for(0x5_0000) }), "a lock that gives its priority on");
         assert!(safe(at(1500, libc::SYS_read, 0, ERESTARTSYS)), "a pipe");
         assert!(!safe(at(1500, libc::SYS_read, 0, 100)), "a file");
+        assert!(safe(at(1500, libc::SYS_sendto, 0, 100)), "a part of an answer that its client is slow to read");
         assert!(safe(at(5500, -1, 0, 0)), "the interpreter's loop");
     }
 }

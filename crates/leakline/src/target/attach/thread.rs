@@ -9,7 +9,7 @@
 //! Two ways lead back. The C library's own is there from the beginning, but it can be watched only by stopping at every
 //! system call: by it comes back what does a single one ([`Caller::call_system`]). Our own, for which that has made room
 //! (`telling_return`), sends the thread a signal that nobody listens to: whoever is traced stops for it, and for others
-//! nothing happens at all.
+//! nothing happens at all. Where a seccomp filter might kill for that, it does not, and is watched like the other one.
 //!
 //! ```text
 //! the thread's stack, from its stack pointer downwards
@@ -240,27 +240,32 @@ const TEXT: u64 = libc::PATH_MAX as u64;
 /// Where a signal's handler returns to in the C library (`__restore_rt`): `mov $15, %rax; syscall`, of which 15 is
 /// `rt_sigreturn`.
 pub const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, libc::SYS_rt_sigreturn as u8, 0, 0, 0, 0x0f, 0x05];
-/// Bytes of [`telling_return`], and how many of them have been executed when the signal comes.
+/// Most bytes of [`telling_return`], and how many of them have been executed when the signal comes.
 pub const TELLING_RETURN: usize = 33;
 const TOLD: u64 = 26;
 
-/// Code that does the same, but tells us before by a signal, and keeps for us what was returned. Only for the main thread,
-/// whose number is that of the process.
-fn telling_return(signal: Signal) -> [u8; TELLING_RETURN] {
-    let signal = signal as u8;
-    #[rustfmt::skip]
-    let code = [
+/// Code that does the same, but keeps for us what was returned, and tells us before by a signal, if there is one. Only for
+/// the main thread, whose number is that of the process.
+#[rustfmt::skip]
+fn telling_return(signal: Option<Signal>) -> Vec<u8> {
+    let mut code = vec![
         0x49, 0x89, 0xc4,                               // mov %rax, %r12
-        0xb8, libc::SYS_getpid as u8, 0, 0, 0,          // mov $39, %eax
-        0x0f, 0x05,                                     // syscall
-        0x89, 0xc7,                                     // mov %eax, %edi
-        0x89, 0xc6,                                     // mov %eax, %esi
-        0xba, signal, 0, 0, 0,                          // mov $signal, %edx
-        0xb8, libc::SYS_tgkill as u8, 0, 0, 0,          // mov $234, %eax
-        0x0f, 0x05,                                     // syscall
+    ];
+    if let Some(signal) = signal {
+        code.extend([
+            0xb8, libc::SYS_getpid as u8, 0, 0, 0,      // mov $39, %eax
+            0x0f, 0x05,                                 // syscall
+            0x89, 0xc7,                                 // mov %eax, %edi
+            0x89, 0xc6,                                 // mov %eax, %esi
+            0xba, signal as u8, 0, 0, 0,                // mov $signal, %edx
+            0xb8, libc::SYS_tgkill as u8, 0, 0, 0,      // mov $234, %eax
+            0x0f, 0x05,                                 // syscall
+        ]);
+    }
+    code.extend([
         0xb8, libc::SYS_rt_sigreturn as u8, 0, 0, 0,    // mov $15, %eax
         0x0f, 0x05,                                     // syscall
-    ];
+    ]);
     code
 }
 
@@ -401,8 +406,8 @@ pub struct Caller<'t> {
 pub struct Ways {
     /// Where the C library has [`SIGNAL_RETURN`].
     pub signal_return: u64,
-    /// See [`quiet_signal`].
-    pub quiet: Signal,
+    /// See [`quiet_signal`]; none where the process may not be allowed to send itself one.
+    pub quiet: Option<Signal>,
 }
 
 impl<'t> Caller<'t> {
@@ -444,8 +449,16 @@ impl<'t> Caller<'t> {
     pub fn call(&mut self, function: u64, arguments: &[u64]) -> Result<u64, Trouble> {
         let way = self.way.ok_or(Trouble::Late("make a way back from what it is to call"))?;
         self.begin(way, function, arguments)?;
-        self.thread.resume(None)?;
-        self.follow(Self::await_signal, way)
+        match self.ways.quiet {
+            Some(_) => {
+                self.thread.resume(None)?;
+                self.follow(Self::await_signal, way)
+            }
+            None => {
+                self.thread.resume_to_system_call(None)?;
+                self.follow(Self::await_system_call, way)
+            }
+        }
     }
 
     /// The same with a text as the first argument.
@@ -493,8 +506,9 @@ impl<'t> Caller<'t> {
         // From here on the thread goes back to what it was doing by itself.
         self.thread.set_registers(registers)?;
         // Those that a mistake raises must not be blocked: the kernel would change what is done about them.
-        let kept = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, self.ways.quiet];
-        self.thread.set_signals(kept.iter().fold(u64::MAX, |set, signal| set & !bit(*signal)))
+        let raised = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP, Signal::SIGSYS];
+        let kept = raised.into_iter().chain(self.ways.quiet);
+        self.thread.set_signals(kept.fold(u64::MAX, |set, signal| set & !bit(signal)))
     }
 
     /// Waits until a call has come back.
@@ -513,7 +527,7 @@ impl<'t> Caller<'t> {
             match self.thread.wait(deadline, COME_BACK)? {
                 Event::Signal(signal) if self.is_elses(signal) => {
                     let now = self.thread.registers()?;
-                    if signal == self.ways.quiet && now.rip == way + TOLD {
+                    if Some(signal) == self.ways.quiet && now.rip == way + TOLD {
                         return Ok(now.r12);
                     }
                     self.thread.resume(Some(signal))?;
@@ -536,7 +550,8 @@ impl<'t> Caller<'t> {
                     // The stack is as high as this when the call has come back, and not before.
                     if now.orig_rax == libc::SYS_rt_sigreturn as u64 && now.rsp == self.frame + 8 {
                         self.keep_from_returning(way, now)?;
-                        return Ok(last);
+                        // Our own way keeps what the C library's overwrites.
+                        return Ok(if way == self.ways.signal_return { last } else { now.r12 });
                     }
                     last = now.rax;
                     self.thread.resume_to_system_call(None)?;
@@ -552,7 +567,7 @@ impl<'t> Caller<'t> {
     /// May this signal have been sent by somebody else? Of those that a call is not kept from, one that stops the whole
     /// process must not end it in its midst either.
     fn is_elses(&self, signal: Signal) -> bool {
-        signal == self.ways.quiet || signal == Signal::SIGSTOP
+        Some(signal) == self.ways.quiet || signal == Signal::SIGSTOP
     }
 
     /// The call has come back, and the thread is about to ask the kernel to take it back to what is in the frame, which would
