@@ -41,7 +41,7 @@ class Orders:
 
 cherrypy.config.update(
     {"server.socket_host": "127.0.0.1", "server.socket_port": int(sys.argv[1]), "engine.autoreload.on": False,
-     "environment": "production"}
+     "server.socket_timeout": 60, "environment": "production"}
 )
 cherrypy.tree.mount(Orders(), "/orders", {"/": {"request.dispatch": cherrypy.dispatch.MethodDispatcher()}})
 cherrypy.quickstart(Shop())

@@ -1,5 +1,7 @@
 """A shop of Django REST framework, in one file, that keeps something for each request."""
 
+import sys
+
 from django.conf import settings
 
 settings.configure(
@@ -7,6 +9,7 @@ settings.configure(
     REST_FRAMEWORK={"DEFAULT_AUTHENTICATION_CLASSES": [], "UNAUTHENTICATED_USER": None},
 )
 
+from django.core.management import execute_from_command_line
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import include, path
@@ -57,3 +60,6 @@ urlpatterns = [
     path("endless", endless),
     path("large", large),
 ]
+
+if __name__ == "__main__":
+    execute_from_command_line(sys.argv)

@@ -98,7 +98,7 @@ if __name__ == "__main__":
     if server == "cheroot":
         from cheroot.wsgi import Server
 
-        Server(("127.0.0.1", port), app).start()
+        Server(("127.0.0.1", port), app, timeout=60).start()
     elif server == "wsgiref":
         from wsgiref.simple_server import make_server
 
