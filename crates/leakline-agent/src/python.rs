@@ -12,7 +12,7 @@ mod name;
 pub(crate) mod objects;
 mod text;
 
-pub(crate) use collector::{collector_lists, find_collector};
+pub(crate) use collector::{Interpreters, collector_lists, find_collector, knows_collector};
 pub(crate) use context::{Variable, unsigned};
 pub(crate) use frames::{DEPTH, evaluator, frames, key};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};

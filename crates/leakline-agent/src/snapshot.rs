@@ -17,8 +17,8 @@ mod lost;
 mod memory;
 mod walk;
 
+use crate::python;
 use crate::python::api::{self, Api};
-use crate::python::{self, collector_lists};
 use crate::{clock, native, recorder, table};
 use child::Task;
 use leakline_table::layout::{HEADER_BYTES, Header, MOST_EXPECTED_MS, SnapshotCall};
@@ -55,7 +55,7 @@ pub(crate) fn listen() {
 #[cold]
 fn start() {
     STARTED.store(true, Ordering::Relaxed);
-    if collector_lists().contains(&0) {
+    if !python::knows_collector() {
         return;
     }
     // A mapping of the thread's own: the table's goes when the agent leaves the process, and the thread does not wait.

@@ -137,7 +137,9 @@ crate::layout::record! {
         searched: u64,
         /// Of these, those that nothing points to.
         lost: u64,
-        /// Zero.
-        reserved: u64,
+        /// Interpreters whose objects are in the stream; 0 where an older agent wrote it.
+        interpreters: u32,
+        /// Interpreters with a GIL of their own, whose objects are not: they may change at any moment.
+        interpreters_left_out: u32,
     }
 }

@@ -123,7 +123,8 @@ fn encoded(twins: &[Twin], lost: &[u64]) -> Vec<u8> {
         search: Search::Done as u64,
         searched: 5,
         lost: lost.len() as u64,
-        reserved: 0,
+        interpreters: 2,
+        interpreters_left_out: 1,
     };
     // SAFETY: a repr(C) record without padding.
     let header: [u8; HeapHeader::BYTES] = unsafe { std::mem::transmute(header) };

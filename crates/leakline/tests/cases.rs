@@ -14,6 +14,8 @@
 //!     lost N %                             so much of it at least has no pointer to it left
 //!     held                                 there is a pointer to all of it, but for a twentieth at most
 //!     each TYPE by TEXT                    the same of the objects of a type
+//!     line FILE:LINE by TEXT               the same of what a line has allocated
+//!     nobody without a snapshot            which a report that may take none does not know, and for which it takes none
 //!     bound N bytes within P %             and that this is what a full cache will hold
 //!     never when OUTCOME                   beside it stand the route's requests of that outcome, and leave next to nothing
 //! # expect: balloon ROUTE [when OUTCOME] [at FILE:FUNCTION], CLAUSE, …
@@ -77,6 +79,8 @@ enum Clause {
     Lost(f64),
     Held,
     Each { of: String, by: String },
+    Line { line: String, by: String },
+    NobodyWithout,
     Bound { bytes: f64, within: f64 },
 }
 
@@ -122,6 +126,7 @@ fn expected(case: &Case) -> Expected {
 
 fn clause(text: &str) -> Clause {
     let number = |word: &str| word.parse::<f64>().unwrap_or_else(|_| panic!("{word} in {text:?} is no number"));
+    let by = || text.split_once(" by ").map(|(_, by)| by.to_owned()).unwrap_or_default();
     match text.split(' ').collect::<Vec<_>>()[..] {
         ["in", package] => Clause::In(format!("/{package}/")),
         [origin @ ("native" | "mixed"), "in", library] => {
@@ -152,10 +157,9 @@ fn clause(text: &str) -> Clause {
         ["bound", bytes, "bytes", "within", percent, "%"] => {
             Clause::Bound { bytes: number(bytes), within: number(percent) / 100.0 }
         }
-        ["each", of, "by", ..] => {
-            let by = text.split_once(" by ").map(|(_, by)| by.to_owned()).unwrap_or_default();
-            Clause::Each { of: of.to_owned(), by }
-        }
+        ["each", of, "by", ..] => Clause::Each { of: of.to_owned(), by: by() },
+        ["line", line, "by", ..] => Clause::Line { line: line.to_owned(), by: by() },
+        ["nobody", "without", "a", "snapshot"] => Clause::NobodyWithout,
         ["lost", percent, "%"] => Clause::Lost(number(percent) / 100.0),
         ["held"] => Clause::Held,
         ["held", "by", ..] => Clause::HeldBy(text["held by ".len()..].to_owned()),
@@ -214,6 +218,9 @@ fn check(case: Case, way: Way) {
             }),
             _ => None,
         };
+        if let Expected::Leak { clauses, .. } = &expected {
+            check_without_snapshot(clauses, &server, &format!("{name} on {version}"));
+        }
         let living = server.report();
         harness::adds_up(&living).unwrap_or_else(|error| panic!("{name} on {version}: {error}"));
         if let Expected::Leak { clauses, .. } = &expected {
@@ -231,14 +238,41 @@ fn check(case: Case, way: Way) {
     }
 }
 
-/// What the snapshot that the report has taken says of single objects.
+/// The snapshot of the server, if a report has taken one.
+fn snapshot_of(server: &Server) -> Option<PathBuf> {
+    let run = Runs::open(&server.tables()).and_then(|runs| runs.latest()).unwrap();
+    run.tables.iter().map(snapshot::path).find(|path| path.exists())
+}
+
+/// What a report says that may take no snapshot.
+fn check_without_snapshot(clauses: &[Clause], server: &Server, case: &str) {
+    if !clauses.iter().any(|clause| matches!(clause, Clause::NobodyWithout)) {
+        return;
+    }
+    let said = server.leakline(&["report", "--json", "--no-snapshot", &server.launcher().to_string()]);
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(report["findings"][0]["kind"], "leak", "{case}: {report:#}");
+    assert_eq!(report["findings"][0]["holder"], Value::Null, "{case}: {report:#}");
+    assert_eq!(snapshot_of(server), None, "{case}: a snapshot was taken all the same");
+}
+
+/// What snapshots say of single objects, and of what a line has allocated.
 fn check_chains(clauses: &[Clause], server: &Server, case: &str) {
     for clause in clauses {
-        let Clause::Each { of, by } = clause else { continue };
-        let run = Runs::open(&server.tables()).and_then(|runs| runs.latest()).unwrap();
-        let taken = run.tables.iter().map(snapshot::path).find(|path| path.exists()).unwrap();
-        let holders = summary::holders_of_type(&heap::open(&taken).unwrap(), of);
-        assert!(holders[0].text.contains(by), "{case}: {of} is held by {:?}, and not by {by:?}", holders[0].text);
+        let (what, by, found) = match clause {
+            Clause::Each { of, by } => {
+                let graph = heap::open(&snapshot_of(server).unwrap()).unwrap();
+                (of, by, summary::holders_of_type(&graph, of)[0].text.clone())
+            }
+            Clause::Line { line, by } => {
+                let said = server.leakline(&["heap", "--json", &server.launcher().to_string(), "--line", line]);
+                let listing: Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
+                let text = listing["held_by"][0]["text"].as_str();
+                (line, by, text.map_or_else(|| String::from_utf8_lossy(&said.stderr).into_owned(), str::to_owned))
+            }
+            _ => continue,
+        };
+        assert!(found.contains(by), "{case}: {what} is held by {found:?}, and not by {by:?}");
     }
 }
 
@@ -343,7 +377,7 @@ fn compare(expected: &Expected, kept: Option<f64>, service: Option<&str>, report
                     return Err(format!("it is held by {found:?}, and not by {holder:?}"));
                 }
             }
-            Clause::Each { .. } => {}
+            Clause::Each { .. } | Clause::Line { .. } | Clause::NobodyWithout => {}
             Clause::Lost(_) | Clause::Held => {
                 let lost = first["definitely_lost"].as_f64().ok_or("no snapshot has told what is lost")?;
                 let is_expected = if let Clause::Lost(least) = clause { lost >= *least } else { lost <= 0.05 };

@@ -86,6 +86,8 @@ api! {
     thread_state_clear: "PyThreadState_Clear" => unsafe extern "C" fn(ThreadState),
     thread_state_delete_current: "PyThreadState_DeleteCurrent" => unsafe extern "C" fn(),
     interpreter_main: "PyInterpreterState_Main" => unsafe extern "C" fn() -> *mut c_void,
+    interpreter_head: "PyInterpreterState_Head" => unsafe extern "C" fn() -> *mut c_void,
+    interpreter_next: "PyInterpreterState_Next" => unsafe extern "C" fn(*mut c_void) -> *mut c_void,
     save_thread: "PyEval_SaveThread" => unsafe extern "C" fn() -> ThreadState,
     restore_thread: "PyEval_RestoreThread" => unsafe extern "C" fn(ThreadState),
     context_var_new: "PyContextVar_New" => unsafe extern "C" fn(*const c_char, Object) -> Object,

@@ -7,8 +7,9 @@
 use super::api::Object;
 use super::layout::{self, Layout};
 use super::text::{half, word};
-use leakline_table::heap::{Buffer, MOST_BUFFERS};
 use std::ffi::{CStr, c_int, c_void};
+
+mod sizes;
 
 /// `visitproc`
 pub(crate) type Visit = unsafe extern "C" fn(Object, *mut c_void) -> c_int;
@@ -26,6 +27,8 @@ pub(crate) enum Kind {
     List,
     Tuple,
     Dict,
+    /// `collections.OrderedDict`, which is a dict, too.
+    OrderedDict,
     Set,
     Type,
     Module,
@@ -38,12 +41,18 @@ pub(crate) enum Kind {
     NumpyArray,
     LruCache,
     BytesIo,
+    StringIo,
+    /// A file or socket with a buffer in front of it.
+    Buffered,
+    /// What ctypes makes.
+    CData,
+    Decimal,
     /// A node of a context's map from variables to values.
     ContextNode,
 }
 
 /// Kinds by `tp_name`, of types that are recognised by no flag.
-const NAMED: [(&CStr, Kind); 17] = [
+const NAMED: [(&CStr, Kind); 23] = [
     (c"bytearray", Kind::ByteArray),
     (c"set", Kind::Set),
     (c"frozenset", Kind::Set),
@@ -59,6 +68,12 @@ const NAMED: [(&CStr, Kind); 17] = [
     (c"numpy.ndarray", Kind::NumpyArray),
     (c"functools._lru_cache_wrapper", Kind::LruCache),
     (c"_io.BytesIO", Kind::BytesIo),
+    (c"_io.StringIO", Kind::StringIo),
+    (c"_io.BufferedReader", Kind::Buffered),
+    (c"_io.BufferedWriter", Kind::Buffered),
+    (c"_io.BufferedRandom", Kind::Buffered),
+    (c"_ctypes._CData", Kind::CData),
+    (c"decimal.Decimal", Kind::Decimal),
     (c"hamt_bitmap_node", Kind::ContextNode),
     (c"moduledef", Kind::Other),
 ];
@@ -90,10 +105,12 @@ struct Offsets {
     frame_locals: usize,
     /// `co_localsplusnames`, before 3.11 `co_varnames`.
     code_names: usize,
-    /// `ht_qualname`
+    /// `co_stacksize`, from 3.11 on; `co_nlocalsplus` is eight bytes behind.
+    code_stack: usize,
+    /// `ht_qualname`; `ht_cached_keys` is next to it.
     type_name: usize,
-    /// `ht_cached_keys`
-    type_keys: usize,
+    /// `sizeof(PyTypeObject)`
+    static_type: usize,
 }
 
 /// By minor version.
@@ -107,12 +124,19 @@ fn offsets(minor: u32) -> Offsets {
         frame_globals: 48,
         frame_locals: 360,
         code_names: 64,
+        code_stack: 0,
         type_name: 848,
-        type_keys: 0,
+        static_type: 400,
     };
-    let python_3_8 = Offsets { code_names: 72, type_name: 864, ..python_3_7 };
-    let python_3_10 =
-        Offsets { function_name: 40, function_module: 104, generator_name: 48, frame_locals: 352, ..python_3_8 };
+    let python_3_8 = Offsets { code_names: 72, type_name: 864, static_type: 416, ..python_3_7 };
+    let python_3_10 = Offsets {
+        function_name: 40,
+        function_module: 104,
+        generator_name: 48,
+        frame_locals: 352,
+        static_type: 408,
+        ..python_3_8
+    };
     let python_3_11 = Offsets {
         generator_name: 40,
         generator_frame: 80,
@@ -120,24 +144,28 @@ fn offsets(minor: u32) -> Offsets {
         frame_globals: 8,
         frame_locals: 72,
         code_names: 96,
-        type_keys: 872,
+        code_stack: 68,
+        static_type: 424,
         ..python_3_10
+    };
+    let python_3_12 = Offsets {
+        generator_name: 32,
+        generator_frame: 72,
+        generator_state: 67,
+        frame_globals: 24,
+        code_stack: 64,
+        type_name: 872,
+        static_type: 432,
+        ..python_3_11
     };
     match minor {
         7 => python_3_7,
         8 => python_3_8,
-        9 => Offsets { type_name: 856, ..python_3_8 },
+        9 => Offsets { type_name: 856, static_type: 408, ..python_3_8 },
         10 => python_3_10,
         11 => python_3_11,
-        _ => Offsets {
-            generator_name: 32,
-            generator_frame: 72,
-            generator_state: 67,
-            frame_globals: 24,
-            type_name: 872,
-            type_keys: 880,
-            ..python_3_11
-        },
+        12 => python_3_12,
+        _ => Offsets { static_type: 416, ..python_3_12 },
     }
 }
 
@@ -256,17 +284,6 @@ impl Objects {
         }
     }
 
-    /// Bytes in front of the address: the collector's head, and what 3.11 and later put before it.
-    pub(crate) unsafe fn front(&self, object: usize, shape: &Shape) -> usize {
-        let managed = match self.layout.minor {
-            ..11 => 0,
-            11 => flag::MANAGED_DICT,
-            _ => flag::MANAGED_DICT | flag::MANAGED_WEAKREF,
-        };
-        let head = if unsafe { self.is_collected(object, shape) } { self.layout.collector_head } else { 0 };
-        head + if shape.flags & managed != 0 { 16 } else { 0 }
-    }
-
     /// The reference count; 0 where the object is immortal.
     pub(crate) unsafe fn references(&self, object: usize) -> u64 {
         unsafe {
@@ -274,149 +291,6 @@ impl Objects {
                 ..12 => word(object) as u64,
                 _ => (half(object) as i32).max(0) as u64,
             }
-        }
-    }
-
-    /// Bytes of the object itself, from its address on.
-    pub(crate) unsafe fn bytes(&self, object: usize, shape: &Shape) -> usize {
-        unsafe {
-            match shape.kind {
-                Kind::Text => return self.text_bytes(object, shape),
-                // It has no ob_size, and what stands there is another frame.
-                Kind::Frame | Kind::Generator if self.layout.minor >= 11 => return shape.basic,
-                Kind::Generator => return shape.basic,
-                Kind::Deque => return shape.basic + deque_blocks(object).saturating_sub(2) * DEQUE_BLOCK,
-                _ => {}
-            }
-            let items = match shape.kind {
-                _ if shape.item == 0 => 0,
-                // lv_tag: the number of digits above three bits of flags.
-                Kind::Integer if self.layout.minor >= 12 => word(object + 16) >> 3,
-                _ => items(object),
-            };
-            shape.basic + items * shape.item + self.inline_bytes(object, shape)
-        }
-    }
-
-    /// What 3.13 puts behind an object for its attributes: a head, the values, and their order, a byte each.
-    unsafe fn inline_bytes(&self, object: usize, shape: &Shape) -> usize {
-        if self.layout.minor < 13 || shape.flags & flag::INLINE_VALUES == 0 {
-            return 0;
-        }
-        let capacity = usize::from(unsafe { *((object + shape.basic) as *const u8) });
-        8 * (capacity + 1) + capacity.next_multiple_of(8)
-    }
-
-    /// PyASCIIObject, PyCompactUnicodeObject, PyUnicodeObject: the state's bits are interned: 2, kind: 3 (the bytes of a
-    /// character), compact: 1, ascii: 1.
-    unsafe fn text_bytes(&self, object: usize, shape: &Shape) -> usize {
-        unsafe {
-            let (length, state) = (word(object + 16), half(object + 32));
-            match (state >> 5 & 1, state >> 6 & 1) {
-                (0, _) => shape.basic,
-                (_, 1) => self.layout.string_ascii + length + 1,
-                _ => self.layout.string_other + (length + 1) * (state >> 2 & 7) as usize,
-            }
-        }
-    }
-
-    /// Memory of the object's own that lies elsewhere.
-    pub(crate) unsafe fn buffers(&self, object: usize, shape: &Shape) -> [Buffer; MOST_BUFFERS] {
-        let buffer = |address: usize, bytes: usize| Buffer { address: address as u64, bytes: bytes as u64 };
-        let none = Buffer::default();
-        unsafe {
-            match shape.kind {
-                // ob_item, allocated
-                Kind::List => [buffer(word(object + 24), word(object + 32) * 8), none],
-                Kind::Dict => self.dict_buffers(object),
-                // table, mask, smalltable
-                Kind::Set if word(object + 40) != object + 64 => {
-                    [buffer(word(object + 40), (word(object + 32) + 1) * 16), none]
-                }
-                // ob_bytes, ob_alloc
-                Kind::ByteArray => [buffer(word(object + 32), word(object + 24)), none],
-                // leftblock, rightblock; those between are counted as the object's own bytes
-                Kind::Deque => {
-                    let (left, right) = (word(object + 24), word(object + 32));
-                    let second = if right == left { none } else { buffer(right, DEQUE_BLOCK) };
-                    [buffer(left, DEQUE_BLOCK), second]
-                }
-                // ob_item, allocated, ob_descr->itemsize
-                Kind::Array if word(object + 24) != 0 => {
-                    [buffer(word(object + 24), word(object + 32) * half(word(object + 40) + 4) as usize), none]
-                }
-                Kind::NumpyArray => [numpy_buffer(object), none],
-                Kind::Text => [self.text_buffer(object), none],
-                _ if shape.flags & flag::MANAGED_DICT != 0 && matches!(self.layout.minor, 11 | 12) => {
-                    let values = self.values(object, shape);
-                    let keys = word(type_of(object) + self.offsets.type_keys);
-                    if values == 0 || keys == 0 {
-                        return [none; 2];
-                    }
-                    let before = before_values(values);
-                    // Two bytes and one for each value, rounded up, stand before them. The shared keys (dk_usable,
-                    // dk_nentries) say how many there are today, which may be less than when these were made.
-                    let count = word(keys + 16) + word(keys + 24);
-                    let count = count.clamp(before.saturating_sub(9), before.saturating_sub(2));
-                    [buffer(values - before, before + 8 * count), none]
-                }
-                _ => [none; 2],
-            }
-        }
-    }
-
-    /// The characters of a string that is not compact, or the UTF-8 that a compact one has been asked for.
-    unsafe fn text_buffer(&self, object: usize) -> Buffer {
-        unsafe {
-            let (length, state) = (word(object + 16), half(object + 32));
-            let ascii = self.layout.string_ascii;
-            let (address, bytes) = match (state >> 5 & 1, state >> 6 & 1) {
-                (0, _) => (word(object + self.layout.string_other), (length + 1) * (state >> 2 & 7) as usize),
-                (_, 1) => (0, 0),
-                _ => (word(object + ascii + 8), word(object + ascii) + 1),
-            };
-            Buffer { address: address as u64, bytes: bytes as u64 }
-        }
-    }
-
-    /// PyDictObject: ma_keys at 32, ma_values at 40; PyDictKeysObject. Keys that several dicts share are nobody's.
-    unsafe fn dict_buffers(&self, object: usize) -> [Buffer; MOST_BUFFERS] {
-        let none = Buffer::default();
-        unsafe {
-            let (keys, values) = (word(object + 32), word(object + 40));
-            let has_logs = self.layout.key_table_has_logs;
-            let size = if has_logs { 1usize << (word(keys + 8) & 0x3F) } else { word(keys + 8) };
-            if values != 0 {
-                let (before, values) = match self.layout.minor {
-                    11 | 12 => (before_values(values), values),
-                    // 3.13: within the object where `embedded` says so, else a header of four bytes and padding.
-                    13.. if *((values + 2) as *const u8) != 0 => return [none; 2],
-                    13.. => (8, values + 8),
-                    _ => (0, values),
-                };
-                let bytes = before + 8 * usable(size);
-                return [Buffer { address: (values - before) as u64, bytes: bytes as u64 }, none];
-            }
-            // The empty keys are one static table of the least size.
-            if size < 8 {
-                return [none; 2];
-            }
-            let bytes = match has_logs {
-                true => {
-                    let entry = if word(keys + 10) & 0xFF == 0 { 24 } else { 16 };
-                    32 + (1usize << (word(keys + 9) & 0x3F)) + entry * usable(size)
-                }
-                false => {
-                    let index = match size {
-                        0..0x100 => 1,
-                        0x100..0x1_0000 => 2,
-                        0x1_0000..0x1_0000_0000 => 4,
-                        _ => 8,
-                    };
-                    40 + index * size + 24 * usable(size)
-                }
-            };
-            [Buffer { address: keys as u64, bytes: bytes as u64 }, none]
         }
     }
 
@@ -497,7 +371,7 @@ impl Objects {
             }
             found(self.dict(object, shape), dict_word);
             let values = self.values(object, shape);
-            let keys = if values == 0 { 0 } else { word(type_of(object) + self.offsets.type_keys) };
+            let keys = if values == 0 { 0 } else { word(type_of(object) + self.offsets.type_name + 8) };
             if keys != 0 {
                 // Entries are key and value; shared keys have at most 30.
                 let entries = keys + 32 + (1usize << (word(keys + 9) & 0x3F));
@@ -604,7 +478,7 @@ impl Objects {
     pub(crate) unsafe fn length(&self, object: usize, shape: &Shape) -> Option<u64> {
         unsafe {
             match shape.kind {
-                Kind::List | Kind::Tuple | Kind::Deque | Kind::Dict => Some(items(object) as u64),
+                Kind::List | Kind::Tuple | Kind::Deque | Kind::Dict | Kind::OrderedDict => Some(items(object) as u64),
                 // used
                 Kind::Set => Some(word(object + 24) as u64),
                 _ => None,
@@ -674,7 +548,9 @@ unsafe fn kind(of: usize, flags: u64) -> Kind {
         (flag::TYPE, Kind::Type),
     ];
     if let Some((_, kind)) = by_flag.iter().find(|(flag, _)| flags & flag != 0) {
-        return *kind;
+        // SAFETY: the caller's promise.
+        let is_ordered = *kind == Kind::Dict && unsafe { has_base(of, c"collections.OrderedDict") };
+        return if is_ordered { Kind::OrderedDict } else { *kind };
     }
     let mut base = of;
     while base != 0 {
@@ -693,6 +569,21 @@ unsafe fn kind(of: usize, flags: u64) -> Kind {
     Kind::Other
 }
 
+/// Has a type this one, by its `tp_name`, among itself and its bases?
+///
+/// # Safety
+/// A live type.
+unsafe fn has_base(of: usize, wanted: &CStr) -> bool {
+    let mut base = of;
+    // SAFETY: the caller's promise; bases live as long as the type.
+    unsafe {
+        while base != 0 && type_name(base) != wanted {
+            base = word(base + 256);
+        }
+    }
+    base != 0
+}
+
 /// `Py_SIZE`, whose sign is an integer's; 0 where it can be none.
 ///
 /// # Safety
@@ -701,48 +592,4 @@ pub(crate) unsafe fn items(object: usize) -> usize {
     // SAFETY: the caller's promise.
     let items = unsafe { word(object + 16) as isize }.unsigned_abs();
     if items < MOST_ITEMS { items } else { 0 }
-}
-
-/// Entries that a key table of so many cells has room for: two thirds.
-fn usable(cells: usize) -> usize {
-    (cells << 1) / 3
-}
-
-/// Bytes in front of the values of an object's attributes in 3.11 and 3.12: the byte before them says so.
-///
-/// # Safety
-/// Such values.
-unsafe fn before_values(values: usize) -> usize {
-    // SAFETY: the caller's promise.
-    usize::from(unsafe { *((values - 1) as *const u8) })
-}
-
-/// Bytes of a block of a deque: two links and 64 items.
-const DEQUE_BLOCK: usize = 528;
-
-/// # Safety
-/// A live deque.
-unsafe fn deque_blocks(object: usize) -> usize {
-    // SAFETY: the caller's promise. leftindex says where the items begin in the first block.
-    unsafe { (word(object + 40) + items(object)).div_ceil(64).max(1) }
-}
-
-/// PyArrayObject: data, nd, dimensions, strides, base, descr, flags. What it owns is as long as its longest dimension.
-///
-/// # Safety
-/// A live `numpy.ndarray`.
-unsafe fn numpy_buffer(object: usize) -> Buffer {
-    const OWNDATA: u32 = 4;
-    // SAFETY: the caller's promise; there are `nd` dimensions and strides.
-    unsafe {
-        let (dimensions, strides) = (word(object + 32), word(object + 40));
-        if half(object + 64) & OWNDATA == 0 {
-            return Buffer::default();
-        }
-        let along = |axis: usize| {
-            (word(dimensions + 8 * axis) as isize).saturating_mul(word(strides + 8 * axis) as isize).unsigned_abs()
-        };
-        let bytes = (0..half(object + 24).min(64) as usize).map(along).max().unwrap_or(8);
-        Buffer { address: word(object + 16) as u64, bytes: bytes as u64 }
-    }
 }

@@ -55,7 +55,8 @@ pub(super) fn header(pid: u32, process_start_ticks: u64, requests: u64, collecto
         search: Search::Impossible as u64,
         searched: 0,
         lost: 0,
-        reserved: 0,
+        interpreters: 0,
+        interpreters_left_out: 0,
     }
 }
 
@@ -75,7 +76,7 @@ pub(super) unsafe fn run(task: Task<'_>) -> ! {
         let header = task.header;
         file.put(std::slice::from_raw_parts((&raw const header).cast(), HeapHeader::BYTES));
         let mut walk = Walk::new(task.api, Encoder::new(file));
-        walk.all();
+        let interpreters = walk.all();
         let walk_ns = clock::process_cpu_ns();
         blocks.search(until_ns);
         let (mut file, objects, edges, names_dropped) = walk.finish(blocks.lost());
@@ -90,6 +91,8 @@ pub(super) unsafe fn run(task: Task<'_>) -> ! {
             search: blocks.outcome() as u64,
             searched: blocks.len() as u64,
             lost: blocks.lost().count() as u64,
+            interpreters: interpreters.looked_at,
+            interpreters_left_out: interpreters.left_out,
             ..header
         };
         let written = libc::pwrite(file.descriptor, (&raw const header).cast(), HeapHeader::BYTES, 0);

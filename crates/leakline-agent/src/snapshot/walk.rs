@@ -1,11 +1,11 @@
-//! Turns the objects of the interpreter into a snapshot's stream: those that the collector tracks, from its lists, and
+//! Turns the objects of the interpreters into a snapshot's stream: those that the collector tracks, from its lists, and
 //! those that they lead to. Each is written once, with all that it refers to.
 
 use super::child::File;
 use super::memory::{Growing, Map, Seen};
 use crate::python::api::{Api, Object};
 use crate::python::objects::{self, Kind, Objects, Shape, Word};
-use crate::python::{collector_lists, word};
+use crate::python::{Interpreters, collector_lists, word};
 use leakline_table::heap::{Encoder, LIMITED, Name, ObjectHead, TEXT_BYTES, TypeName};
 use std::ffi::{CStr, c_int, c_void};
 
@@ -56,22 +56,22 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// Writes them all.
+    /// Writes them all. Returns whose they are.
     ///
     /// # Safety
     /// Nothing changes any object meanwhile.
-    pub(super) unsafe fn all(&mut self) {
+    pub(super) unsafe fn all(&mut self) -> Interpreters {
         let head_bytes = self.objects.collector_head();
         // SAFETY: the lists are circular, their links are the first word of each head; the lowest bits are flags.
         unsafe {
-            for list in collector_lists() {
+            collector_lists(self.api, |list| {
                 let mut head = word(list) & !3;
                 while head != list && head != 0 {
                     self.reach(head + head_bytes);
                     self.work_off();
                     head = word(head) & !3;
                 }
-            }
+            })
         }
     }
 
@@ -138,7 +138,7 @@ impl<'w> Walk<'w> {
                     called.push((target, name));
                 }
             });
-            if shape.kind == Kind::Dict {
+            if matches!(shape.kind, Kind::Dict | Kind::OrderedDict) {
                 self.items(object, self.objects.length(object, &shape).unwrap_or(0) <= MOST_NAMED);
             } else if let Some(traverse) = self.objects.traverse(object, &shape) {
                 traverse(object as Object, visit, (&raw mut *self).cast());

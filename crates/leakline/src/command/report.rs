@@ -16,7 +16,7 @@ use crate::report::{self, Printed, Report as Findings};
 use crate::runs::{self, Run};
 use crate::target::snapshot::{Expecting, IN_TIME, PATIENTLY};
 
-mod holders;
+pub(super) mod holders;
 
 /// Say why a server's memory grows
 ///

@@ -142,7 +142,8 @@ impl Graph {
             at = before;
         }
         steps.reverse();
-        let root = self.roots.iter().find(|(root, _)| *root == at).map_or(Root::Nobody, |(_, root)| *root);
+        let first = self.roots.partition_point(|(root, _)| *root < at);
+        let root = self.roots.get(first).filter(|(root, _)| *root == at).map_or(Root::Nobody, |(_, root)| *root);
         (at, root, steps)
     }
 

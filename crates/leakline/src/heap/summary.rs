@@ -1,11 +1,11 @@
 //! From a graph to what is told of it: objects and bytes by type, and those who hold most.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use serde::Serialize;
 
 use super::graph::{Graph, Node};
-use super::words::words;
+use super::words::{Words, words};
 
 /// Objects of one type.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -26,10 +26,20 @@ pub struct Held {
     pub text: String,
     /// The same in steps.
     pub path: Vec<String>,
-    /// How many objects are held this way.
+    /// The way without numbers of items, by which it is known in another snapshot.
+    #[serde(skip)]
+    pub place: String,
+    /// How many objects are held this way; of what a line has allocated, how many of its samples.
     pub objects: u64,
-    /// What would be freed with them, bytes.
+    /// What would be freed with them, or what the samples stand for, bytes.
     pub retained_bytes: u64,
+}
+
+impl Held {
+    fn new(graph: &Graph, node: Node, objects: u64, retained_bytes: u64) -> Self {
+        let Words { path, text, place } = words(graph, node);
+        Self { text, path, place, objects, retained_bytes }
+    }
 }
 
 /// What a snapshot holds.
@@ -41,6 +51,10 @@ pub struct Summary {
     pub taken: f64,
     /// `3.11.7`
     pub python: String,
+    /// Interpreters whose objects these are.
+    pub interpreters: u32,
+    /// Interpreters that have a GIL of their own, and whose objects could not be looked at.
+    pub interpreters_left_out: u32,
     /// All objects.
     pub objects: u64,
     /// References between them.
@@ -61,6 +75,8 @@ pub struct Summary {
 const WORTH: f64 = 0.01;
 /// and where no single object that depends on it retains so much of it.
 const PASSED_ON: f64 = 0.8;
+/// What retains less than this share of all bytes has hardly anything.
+const FAINT: f64 = 0.001;
 /// Holders that are told at most.
 const MOST_HOLDERS: usize = 20;
 
@@ -73,6 +89,8 @@ impl Summary {
             pid: header.pid,
             taken: header.taken_ns as f64 / 1e9,
             python: format!("{major}.{minor}.{micro}"),
+            interpreters: header.interpreters,
+            interpreters_left_out: header.interpreters_left_out,
             objects: header.objects,
             references: header.edges,
             bytes: graph.nodes().map(|node| graph.bytes(node)).sum(),
@@ -125,11 +143,7 @@ fn largest_holders(graph: &Graph) -> Vec<Held> {
     let mut holders: Vec<Node> = graph.nodes().filter(is_worth).collect();
     holders.sort_by_key(|node| std::cmp::Reverse(graph.retained(*node)));
     holders.truncate(MOST_HOLDERS);
-    let held = |node: &Node| {
-        let words = words(graph, *node);
-        Held { text: words.text, path: words.path, objects: 1, retained_bytes: graph.retained(*node) }
-    };
-    holders.iter().map(held).collect()
+    holders.into_iter().map(|node| Held::new(graph, node, 1, graph.retained(node))).collect()
 }
 
 /// Who holds the objects of one type: those that are held alike are told together, the most bytes first.
@@ -142,14 +156,44 @@ pub fn holders_of_type(graph: &Graph, name: &str) -> Vec<Held> {
         *objects += 1;
         *bytes += graph.retained(node);
     }
-    let held = |(node, objects, retained_bytes): (Node, u64, u64)| {
-        let words = words(graph, node);
-        Held { text: words.text, path: words.path, objects, retained_bytes }
-    };
     let mut all: Vec<_> = alike.into_values().collect();
     all.sort_by_key(|(node, _, bytes)| (std::cmp::Reverse(*bytes), *node));
     all.truncate(MOST_HOLDERS);
-    all.into_iter().map(held).collect()
+    all.into_iter().map(|(node, objects, bytes)| Held::new(graph, node, objects, bytes)).collect()
+}
+
+/// Who holds the object at an address; nobody where there is none.
+pub fn holder_of_object(graph: &Graph, address: u64) -> Option<Held> {
+    let node = graph.nodes().find(|node| graph.object(*node).address == address)?;
+    Some(Held::new(graph, node, 1, graph.retained(node)))
+}
+
+/// Who holds blocks, each given by its address and the bytes that it stands for: those that are held at the same place are
+/// told together, the most bytes first.
+pub fn holders_of_blocks(graph: &Graph, blocks: &[(u64, f64)]) -> Vec<Held> {
+    let mut of_object: BTreeMap<Node, (u64, f64)> = BTreeMap::new();
+    for (address, weight) in blocks {
+        if let Some((node, _)) = graph.owner(*address) {
+            let (blocks, bytes) = of_object.entry(node).or_default();
+            *blocks += 1;
+            *bytes += weight;
+        }
+    }
+    let mut at_place: BTreeMap<String, Held> = BTreeMap::new();
+    for (node, (blocks, bytes)) in of_object {
+        let held = Held::new(graph, node, blocks, bytes as u64);
+        match at_place.get_mut(&held.place) {
+            Some(known) => {
+                known.objects += held.objects;
+                known.retained_bytes += held.retained_bytes;
+            }
+            None => _ = at_place.insert(held.place.clone(), held),
+        }
+    }
+    let mut all: Vec<_> = at_place.into_values().collect();
+    all.sort_by_key(|held| std::cmp::Reverse(held.retained_bytes));
+    all.truncate(MOST_HOLDERS);
+    all
 }
 
 /// What has changed between two snapshots.
@@ -164,22 +208,34 @@ pub struct Change {
 }
 
 /// Growth by type, the most first.
-pub fn growth_by_type(before: &Summary, after: &Summary) -> Vec<Change> {
-    let rows =
-        |summary: &Summary| summary.types.iter().map(|of| (of.name.clone(), of.objects, of.bytes)).collect::<Vec<_>>();
+pub fn growth_by_type(before: &Graph, after: &Graph) -> Vec<Change> {
+    let rows = |graph| by_type(graph).into_iter().map(|of| (of.name, of.objects, of.bytes)).collect::<Vec<_>>();
     growth(rows(before), rows(after))
 }
 
-/// Growth by holder, the most first; one that holds too little to be told counts as nothing.
-pub fn growth_by_holder(before: &Summary, after: &Summary) -> Vec<Change> {
-    let rows = |summary: &Summary| {
-        summary
-            .holders
-            .iter()
-            .map(|held| (held.path.join(" → "), held.objects, held.retained_bytes))
-            .collect::<Vec<_>>()
+/// Growth by holder, the most first, of those that one of the snapshots tells; one that has hardly anything in the other
+/// counts as nothing there.
+pub fn growth_by_holder(before: &Graph, after: &Graph) -> Vec<Change> {
+    let told: HashSet<String> =
+        [before, after].into_iter().flat_map(largest_holders).map(|holder| holder.place).collect();
+    let rows = |graph| {
+        let known = places(graph).into_iter().filter(|held| told.contains(&held.place));
+        known.map(|held| (held.place, held.objects, held.retained_bytes)).collect::<Vec<_>>()
     };
     growth(rows(before), rows(after))
+}
+
+/// All that retain more than hardly anything. What is at the same place as the object above it is a part of that one, as
+/// the dict of an object's attributes is.
+fn places(graph: &Graph) -> Vec<Held> {
+    let all: u64 = graph.nodes().map(|node| graph.bytes(node)).sum();
+    let nodes = graph.nodes().filter(|node| graph.retained(*node) as f64 >= all as f64 * FAINT);
+    let held: HashMap<Node, Held> = nodes.map(|node| (node, Held::new(graph, node, 1, graph.retained(node)))).collect();
+    let is_part = |node: &Node, of: &Held| {
+        let above = graph.dominator(*node).and_then(|above| held.get(&above));
+        above.is_some_and(|above| above.place == of.place)
+    };
+    held.iter().filter(|(node, of)| !is_part(node, of)).map(|(_, of)| of.clone()).collect()
 }
 
 fn growth(before: Vec<(String, u64, u64)>, after: Vec<(String, u64, u64)>) -> Vec<Change> {

@@ -10,7 +10,12 @@ pub struct Words {
     pub path: Vec<String>,
     /// The whole, with what stands at its end.
     pub text: String,
+    /// The path without numbers of items, by which the same way is known in another snapshot.
+    pub place: String,
 }
+
+/// Tells what an object is called by itself.
+type Namer = fn(&Graph, Node) -> String;
 
 /// Steps that are told; of a longer way those in the middle are left out.
 const MOST_STEPS: usize = 10;
@@ -20,34 +25,48 @@ const DICT: &str = "__dict__";
 /// The shortest way to an object in words. It begins at the last module, class, cache or task on the way: what leads there
 /// is known to whoever knows that.
 pub fn words(graph: &Graph, node: Node) -> Words {
+    let (path, was_named) = way(graph, node, thing);
+    let (place, _) = way(graph, node, name);
+    let mut text = path.join(" → ");
+    if was_named && path.last().is_none_or(|last| *last != thing(graph, node)) {
+        text += &format!(": {}", thing(graph, node));
+    }
+    Words { path, text, place: place.join(" → ") }
+}
+
+/// The steps of the way, and whether any of them has a name of its own.
+fn way(graph: &Graph, node: Node, called: Namer) -> (Vec<String>, bool) {
     let (root, why, steps) = graph.way(node);
     let start = steps.iter().rposition(|(_, node)| is_landmark(graph, *node)).map_or(0, |at| at + 1);
     let first = if start == 0 { root } else { steps[start - 1].1 };
     let mut path = vec![match (start, why) {
-        (0, Root::Unknown) if !is_landmark(graph, root) => format!("{}: {}", OUTSIDE, thing(graph, first)),
-        (0, Root::Nobody) => format!("{}: {}", GARBAGE, thing(graph, first)),
+        (0, Root::Unknown) if !is_landmark(graph, root) => format!("{}: {}", OUTSIDE, called(graph, first)),
+        (0, Root::Nobody) => format!("{}: {}", GARBAGE, called(graph, first)),
         _ if is_coroutine(graph.type_name(first)) => coroutine(graph, first),
-        _ => thing(graph, first),
+        _ => called(graph, first),
     }];
     let mut holder = first;
     let mut was_named = false;
     for (edge, target) in &steps[start..] {
         let name = edge.name.map(|name| printable(&graph.heap.names[name as usize]));
-        was_named |= step(graph, holder, name, *target, &mut path);
+        was_named |= step(graph, holder, name, *target, called, &mut path);
         holder = *target;
     }
     if path.len() > MOST_STEPS {
         path.splice(MOST_STEPS / 2..path.len() - MOST_STEPS / 2, ["…".to_owned()]);
     }
-    let mut text = path.join(" → ");
-    if was_named && path.last().is_none_or(|last| *last != thing(graph, node)) {
-        text += &format!(": {}", thing(graph, node));
-    }
-    Words { path, text }
+    (path, was_named)
 }
 
 /// Tells of one step. False where there is nothing to tell: what leads only from an object to the inside of it.
-fn step(graph: &Graph, holder: Node, name: Option<String>, target: Node, path: &mut Vec<String>) -> bool {
+fn step(
+    graph: &Graph,
+    holder: Node,
+    name: Option<String>,
+    target: Node,
+    called: Namer,
+    path: &mut Vec<String>,
+) -> bool {
     let (of, into) = (graph.type_name(holder), graph.type_name(target));
     if name.as_deref() == Some(DICT) || is_inside(graph, holder, target) {
         return false;
@@ -56,16 +75,16 @@ fn step(graph: &Graph, holder: Node, name: Option<String>, target: Node, path: &
     let is_shown = is_context(into) || into == LOCAL;
     match name {
         _ if into == "traceback" => path.push("exception traceback".to_owned()),
-        _ if into == "frame" => path.push(thing(graph, target)),
+        _ if into == "frame" => path.push(called(graph, target)),
         Some(name) if of == "frame" || is_coroutine(of) => path.push(format!("frame local '{name}'")),
         Some(name) if is_mapping(graph, holder) => push(path, &format!("['{name}']")),
         Some(name) => path.push(name),
         None if graph.object(holder).length.is_some() => push(path, "[…]"),
         None if is_shown => {}
-        None => path.push(thing(graph, target)),
+        None => path.push(called(graph, target)),
     }
     if is_shown {
-        path.push(thing(graph, target));
+        path.push(called(graph, target));
     }
     true
 }
@@ -163,40 +182,44 @@ fn is_mapping(graph: &Graph, node: Node) -> bool {
         && !is_dict_of_local(graph, node)
 }
 
-/// What an object is called by itself: `module app`, `class app.Timer`, `list[3]`.
+/// What an object is called by itself, with the number of its items: `module app`, `class app.Timer`, `list[3]`.
 pub fn thing(graph: &Graph, node: Node) -> String {
+    let name = name(graph, node);
+    if graph.type_name(node) == LRU_CACHE {
+        return match entries(graph, node) {
+            None => name,
+            Some(1) => name + " (1 entry)",
+            Some(entries) => format!("{name} ({} entries)", count(entries)),
+        };
+    }
+    match (graph.label(node), graph.object(node).length, graph.object(node).bound) {
+        (None, Some(length), Some(bound)) => format!("{name}[{} of at most {}]", count(length), count(bound)),
+        (None, Some(length), None) => format!("{name}[{}]", count(length)),
+        _ => name,
+    }
+}
+
+/// The same without the number of items: `list`, `functools.lru_cache(maxsize=None) on app.price`.
+fn name(graph: &Graph, node: Node) -> String {
     let of = printable(match graph.type_name(node) {
+        LRU_CACHE => return lru_cache(graph, node),
         LOCAL => "threading.local",
         of if is_context(of) => "contextvars.Context",
         of => of,
     });
-    let label = graph.label(node).map(printable);
-    if of == LRU_CACHE {
-        return lru_cache(graph, node);
-    }
-    match (label, graph.object(node).length) {
-        (Some(label), _) if graph.object(node).is_class => format!("class {label}"),
-        (Some(label), _) if of == "frame" => format!("frame of {label}"),
-        (Some(label), _) => format!("{of} {label}"),
-        (None, Some(length)) => match graph.object(node).bound {
-            Some(bound) => format!("{of}[{} of at most {}]", count(length), count(bound)),
-            None => format!("{of}[{}]", count(length)),
-        },
-        (None, None) => of,
+    match graph.label(node).map(printable) {
+        Some(label) if graph.object(node).is_class => format!("class {label}"),
+        Some(label) if of == "frame" => format!("frame of {label}"),
+        Some(label) => format!("{of} {label}"),
+        None => of,
     }
 }
 
-/// `functools.lru_cache(maxsize=None) on app.price (31,204 entries)`
 fn lru_cache(graph: &Graph, node: Node) -> String {
     let size = graph.object(node).bound.map_or("None".to_owned(), |bound| bound.to_string());
     let function = graph.edges(node).find(|(_, target)| graph.type_name(*target) == "function");
     let function = function.and_then(|(_, target)| graph.label(target)).map_or("a function".to_owned(), printable);
-    let entries = match entries(graph, node) {
-        None => String::new(),
-        Some(1) => " (1 entry)".to_owned(),
-        Some(entries) => format!(" ({} entries)", count(entries)),
-    };
-    format!("functools.lru_cache(maxsize={size}) on {function}{entries}")
+    format!("functools.lru_cache(maxsize={size}) on {function}")
 }
 
 /// The items that a container holds; of a cache those of its dict.

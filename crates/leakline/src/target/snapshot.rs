@@ -72,7 +72,8 @@ impl Forecast {
         // What takes longer than a turn on the core has to wait for all others who want one.
         let crowd = crowd();
         let among_others = |alone: f64| alone.min(TURN) + (alone - TURN).max(0.0) * crowd;
-        let range = [alone, among_others(slow.max(alone))];
+        // Whoever begins at the end of a turn waits for all others once more.
+        let range = [alone, among_others(slow.max(alone)) + (crowd - 1.0) * TURN];
         Some(Self { pause: among_others(alone), range, headroom: limit::headroom(pid), resident })
     }
 
@@ -180,9 +181,10 @@ impl Drop for Memory {
     }
 }
 
-/// How many want to run for each core, 1 at least.
+/// How many want to run for each core, 1 at least: over the last minute or now, whichever is more.
 fn crowd() -> f64 {
-    let load = LoadAverage::current().map_or(0.0, |load| f64::from(load.one));
+    // One of those who want to run now is this process.
+    let load = LoadAverage::current().map_or(0.0, |load| f64::from(load.one).max(f64::from(load.cur) - 1.0));
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     (load / cores as f64).max(1.0)
 }

@@ -31,9 +31,9 @@ def churn():
 
 
 def interpret():
-    """A second interpreter, which works all the while; from 3.12 on it has a GIL of its own."""
+    """Keeps a second interpreter at work; from 3.12 on it has a GIL of its own."""
     run = getattr(interpreters, "exec", None) or interpreters.run_string
-    run(interpreters.create(), "import time\nwhile True:\n    kept = [[n] for n in range(2000)]\n    time.sleep(0.001)")
+    run(second, "import time\nwhile True:\n    kept = [[n] for n in range(2000)]\n    time.sleep(0.001)")
 
 
 def state():
@@ -64,6 +64,7 @@ class Quiet(WSGIRequestHandler):
 kept_pipe = os.pipe()
 if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, child_ended)
+    second = interpreters.create()
     for work in churn, churn, interpret:
         threading.Thread(target=work, daemon=True).start()
     make_server("127.0.0.1", int(sys.argv[1]), app, handler_class=Quiet).serve_forever()

@@ -1,4 +1,4 @@
-"""One object for each way to be held, and a server that counts its objects from inside.
+"""One object for each way to be held, and a server that counts its objects from inside: `holders.py PORT [alone]`.
 
 `# held: TYPE TEXT` says what stands in the way to the objects of that type.
 """
@@ -7,6 +7,7 @@ import asyncio
 import collections
 import contextvars
 import ctypes
+import decimal
 import functools
 import gc
 import json
@@ -14,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+import tracemalloc
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 # What is garbage shall stay garbage.
@@ -168,6 +170,56 @@ ready.wait()
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(kind("InExtension")()))
 
 
+class Line:
+    """Its attributes are kept without a dict from 3.11 on, and in a table that instances share."""
+
+    def __init__(self):
+        self.article = self.cents = self.number = None
+
+
+class Wide:
+    """More attributes than instances share a table for."""
+
+    def __init__(self):
+        for name in wide_names:
+            setattr(self, name, None)
+
+
+wide_names = ["name%d" % number for number in range(40)]
+
+
+def with_dict():
+    line = Line()
+    # vars() would leave its arguments on a list of free tuples.
+    line.__dict__
+    return line
+
+
+def of_instance(make):
+    """An instance, where it and its dict are, and what the allocator gives for them: sys.getsizeof passes attributes over
+    that are kept without a dict."""
+    tracemalloc.start()
+    taken = []
+    # Twice nothing: what the second time takes is what measuring takes.
+    for each in [lambda: None, lambda: None, make]:
+        # The first ones of a class get room for more attributes than they have.
+        for _ in range(40):
+            each()
+        # Empties the lists of free objects, which are handed out again without an allocation.
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        made = each()
+        taken.append(tracemalloc.get_traced_memory()[0] - before)
+    tracemalloc.stop()
+    # To ask for a dict makes one, from 3.11 on.
+    has_dict = make is not Slots and (sys.version_info < (3, 11) or make is not Line)
+    places = [id(made), id(vars(made))] if has_dict else [id(made)]
+    return made, places, taken[2] - taken[1]
+
+
+instances = {make.__name__: of_instance(make) for make in (Line, with_dict, Wide, Slots)}
+
+
 def forget():
     # held: InCycle nobody (garbage to be collected)
     cycle = kind("InCycle")()
@@ -175,6 +227,66 @@ def forget():
 
 
 forget()
+
+# An interpreter beside the main one, which shares its GIL.
+try:
+    import _interpreters as interpreters
+except ImportError:
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        # 3.7 has none that would outlive a call.
+        interpreters = None
+if "alone" in sys.argv:
+    # CPython 3.8 hangs when a process with several of them forks.
+    interpreters = None
+
+
+def interpreter():
+    if sys.version_info >= (3, 13):
+        return interpreters.create("legacy")
+    return interpreters.create(isolated=False) if sys.version_info >= (3, 9) else interpreters.create()
+
+
+def interpret(source):
+    return getattr(interpreters, "exec", interpreters.run_string)(second, source)
+
+
+if interpreters:
+    second = interpreter()
+    # To make one freezes some of the main one's objects (3.12).
+    gc.unfreeze()
+    interpret("""
+import collections, gc, json, os
+gc.disable()
+gc.unfreeze()
+
+class InInterpreter:
+    pass
+
+# held: InInterpreter module __main__ → kept_there[…]
+kept_there = [InInterpreter() for _ in range(3)]
+""")
+
+
+def counted():
+    """Objects by type, of all interpreters. Until 3.8 the collector has one set of lists for all of them."""
+    found = collections.Counter(type(each).__name__ for each in gc.get_objects())
+    if interpreters and sys.version_info >= (3, 9):
+        reading, writing = os.pipe()
+        types = "collections.Counter(type(each).__name__ for each in gc.get_objects())"
+        interpret("os.write(%d, json.dumps(%s).encode())" % (writing, types))
+        found.update(json.loads(os.read(reading, 1 << 16)))
+        os.close(reading)
+        os.close(writing)
+    return found
+
+
+def grow():
+    orders.extend(type(orders[0])() for _ in range(1000))
+    for number in range(500):
+        price(price.cache_info().currsize)
+
 
 # What is larger than it says of itself, with buffers of known sizes.
 sizes = {
@@ -187,7 +299,26 @@ sizes = {
     "array.array": array.array("d", [1.0]) * 500,
     "tuple": (None,) * 1000,
     "int": 1 << 30000,
+    "frozenset": frozenset(range(1000)),
+    "OrderedDict": collections.OrderedDict.fromkeys(range(1000)),
+    "dict of anything": dict.fromkeys(range(100000)),
+    "dict that was larger": dict.fromkeys(range(1000)),
+    "list that was larger": [None] * 1000,
+    "bytearray that was cut": bytearray(5000),
+    "str beyond Latin": "日" * 5000,
+    "str beyond the plane": "😀" * 5000,
+    "str that was encoded": "日" * 500,
+    "deque": collections.deque(range(1000)),
+    "a file": open(os.devnull, "rb"),
+    "Decimal": decimal.Decimal(10) ** 5000 / 3,
+    "a static type": int,
+    "generator": running,
+    "function": count,
 }
+for number in range(990):
+    del sizes["dict that was larger"][number]
+del sizes["list that was larger"][10:], sizes["bytearray that was cut"][:100]
+sizes["str that was encoded"].encode()
 
 
 # Where an array's dimensions and strides lie is numpy's own secret: eight bytes each.
@@ -214,11 +345,14 @@ def forked():
 def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "application/json")])
     if environ["PATH_INFO"] == "/sizes":
-        answer = {name: [id(of), sys.getsizeof(of) - beside.get(name, 0)] for name, of in sizes.items()}
+        answer = {name: [[id(of)], sys.getsizeof(of) - beside.get(name, 0)] for name, of in sizes.items()}
+        answer.update((name, [places, taken]) for name, (_, places, taken) in instances.items())
     elif environ["PATH_INFO"] == "/fork":
         answer = forked()
+    elif environ["PATH_INFO"] == "/grow":
+        answer = grow()
     else:
-        answer = collections.Counter(type(each).__name__ for each in gc.get_objects())
+        answer = counted()
     return [json.dumps(answer).encode()]
 
 

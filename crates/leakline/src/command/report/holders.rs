@@ -67,7 +67,7 @@ fn snapshot_of(table: &TableFile, ask_seconds: Option<u32>) -> Option<Graph> {
 
 /// Where a sample lies and what it stands for, if it lay there when the snapshot was taken. (Growth has no address: the
 /// block that has grown is another sample's.)
-fn block(worker: &Worker, sample: usize, graph: &Graph) -> Option<(u64, f64)> {
+pub fn block(worker: &Worker, sample: usize, graph: &Graph) -> Option<(u64, f64)> {
     let address = worker.addresses.get(sample).copied().filter(|address| *address != 0)?;
     let sample = &worker.samples[sample];
     (sample.born <= graph.heap.header.requests).then_some((address, sample.weight))
