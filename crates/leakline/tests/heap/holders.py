@@ -276,9 +276,9 @@ def counted():
         reading, writing = os.pipe()
         types = "collections.Counter(type(each).__name__ for each in gc.get_objects())"
         interpret("os.write(%d, json.dumps(%s).encode())" % (writing, types))
+        os.close(writing)
         found.update(json.loads(os.read(reading, 1 << 16)))
         os.close(reading)
-        os.close(writing)
     return found
 
 
