@@ -303,8 +303,7 @@ unsafe extern "C" fn resize_tracked<const OBJECT: bool>(ctx: Pointer, block: Poi
 #[inline(never)]
 unsafe extern "C" fn grow<const OBJECT: bool>(ctx: Pointer, block: Pointer, bytes: usize) -> Pointer {
     let offset = (bytes as i64 + SMALL.left()).max(0) as usize;
-    // SAFETY: a block of pymalloc's, or of malloc's below it, not freed yet.
-    let before = if block.is_null() { 0 } else { unsafe { small_size(block as usize) }.unwrap_or(bytes) };
+    let before = if block.is_null() { 0 } else { small_size(block as usize).unwrap_or(bytes) };
     // SAFETY: the caller's own call, handed on.
     let moved = unsafe { (original::<OBJECT>().realloc)(ctx, block, bytes) };
     if moved.is_null() || (offset < before && !sampler::is_exact()) || bytes <= before {
@@ -316,23 +315,19 @@ unsafe extern "C" fn grow<const OBJECT: bool>(ctx: Pointer, block: Pointer, byte
 }
 
 /// Bytes of the size class of a pymalloc block, from its pool's header: `None` where the block may be none.
-///
-/// # Safety
-/// The block is live.
-unsafe fn small_size(block: usize) -> Option<usize> {
+fn small_size(block: usize) -> Option<usize> {
     /// `POOL_OVERHEAD` and the place of `szidx` (Objects/obmalloc.c, from 3.12 on Include/internal/pycore_obmalloc.h).
     const OVERHEAD: usize = 48;
     const SIZE_INDEX: usize = 36;
     let pool = block & !(crate::python::pool_bytes() - 1);
-    // A block of malloc's has no pool, and the address where it would be may not be mapped: below the beginning of the
-    // heap, or before a mapping of its own, which starts 16 bytes before the block.
+    // A block of malloc's has no pool: one in its heap, or in a mapping of its own, which starts 16 bytes before the block.
     // SAFETY: sbrk(0) only reads.
     let in_heap = block < unsafe { libc::sbrk(0) } as usize;
     if in_heap || block & 0xFFF == 0x10 || block - pool < OVERHEAD {
         return None;
     }
-    // SAFETY: pymalloc's pools are mapped as a whole; for what is left, the checks above and the ones below.
-    let index = unsafe { ((pool + SIZE_INDEX) as *const u32).read() } as usize;
+    // Other blocks may be malloc's, too, and begin within a pool's size of a mapping: what lies before that is nobody's.
+    let index = crate::python::readable_word(pool + SIZE_INDEX - 4)? >> 32;
     let class = (index + 1) * 16;
     (index < 32 && (block - pool - OVERHEAD).is_multiple_of(class)).then_some(class)
 }

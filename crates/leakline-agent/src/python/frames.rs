@@ -133,7 +133,7 @@ pub(super) fn is_walkable(layout: &Layout, thread: ThreadState) -> bool {
 }
 
 /// A word of this process's memory, if it can be read.
-pub(super) fn readable_word(address: usize) -> Option<usize> {
+pub(crate) fn readable_word(address: usize) -> Option<usize> {
     let mut word = 0usize;
     let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: size_of::<usize>() };
     let remote = libc::iovec { iov_base: address as *mut _, iov_len: size_of::<usize>() };

@@ -59,6 +59,16 @@ fn every_block_is_seen_once_where_all_are_sampled() {
     }
 }
 
+/// A block that Python makes small may never have been pymalloc's, and where the header of its pool would be there may be
+/// nothing.
+#[test]
+fn what_lies_before_a_mapping_is_not_read() {
+    for python in pythons() {
+        let ran = run(&python, "shrink.py", "", &[EXACT]);
+        assert_eq!(ran.said, [("shrunk".to_owned(), 64.0)], "{python:?}");
+    }
+}
+
 /// The kinds of which something else was seen than was said to be kept.
 fn differing(said: &[(String, f64)], live: &BTreeMap<String, Live>) -> Vec<String> {
     const COUNT: f64 = 1000.0;
