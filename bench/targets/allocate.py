@@ -1,5 +1,5 @@
-"""Does hardly anything but allocate and free, in the ways Python programs do: `allocate.py TURNS`, or a turn for each byte
-that comes on standard input, each answered by one."""
+"""Does hardly anything but allocate and free, in the ways Python programs do: `allocate.py TURNS` (see counted.py), or a turn
+for each byte that comes on standard input, each answered by one."""
 
 import os
 import select
@@ -29,7 +29,7 @@ def work(turn):
 
 
 if len(sys.argv) > 1:
-    counted.run(work, int(sys.argv[1]))
+    counted.run(work, sys.argv[1])
 else:
     # In poll whoever attaches may come in, and in read not.
     while select.select([0], [], []) and os.read(0, 1):

@@ -1,20 +1,43 @@
-"""Serves TURNS requests of PATH to itself: `serve_in_process.py gunicorn|wsgiref|uvicorn MODULE PATH TURNS`.
+"""Serves requests of PATH, a turn each: `serve_in_process.py gunicorn|wsgiref|uvicorn MODULE PATH TURNS` (see counted.py).
 
-Gunicorn's synchronous worker and uvicorn's protocol on asyncio's loop are the real ones, with a pair of connected sockets
-for client and server; wsgiref's handler reads and writes memory.
+Gunicorn's synchronous worker and uvicorn's protocol on asyncio's loop are the real ones; their client is a process of its
+own, so that its work is not counted. wsgiref's handler reads and writes memory.
 """
 
 import importlib
 import io
 import os
 import socket
+import subprocess
 import sys
 
 import ballast
 import counted
 
-name, path, turns = sys.argv[1], sys.argv[3], int(sys.argv[4])
-app = importlib.import_module(sys.argv[2]).app
+name, module, path, turns = sys.argv[1:]
+app = importlib.import_module(module).app
+listener = socket.create_server(("127.0.0.1", 0))
+# What is sent in two parts does not wait for the client's word in between. Connections have it from their listener.
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def start_client():
+    """Without the agent; and it ends with us: its pipe breaks."""
+    words = [sys.executable, "-c", CLIENT, str(listener.getsockname()[1]), path]
+    return subprocess.Popen(words, env={}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+# Asks again and again, on the same connection where the server keeps it, and prints the status of each answer that it has
+# read.
+CLIENT = """
+import http.client, sys
+server = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+while True:
+    server.request("GET", sys.argv[2])
+    answer = server.getresponse()
+    answer.read()
+    print(answer.status, flush=True)
+"""
 
 
 def gunicorn_worker():
@@ -30,17 +53,13 @@ def gunicorn_worker():
             return app
 
     application = Application()
-    listener = socket.create_server(("127.0.0.1", 0))
     worker = SyncWorker(0, os.getppid(), [listener], application, 30, application.cfg, Logger(application.cfg))
     worker.load_wsgi()
+    client = start_client()
 
-    def serve(path):
-        client, server = socket.socketpair()
-        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        worker.handle(listener, server, ("127.0.0.1", 1))
-        answer = client.recv(65536)
-        client.close()
-        return answer
+    def serve():
+        worker.accept(listener)
+        return client.stdout.readline()
 
     return serve
 
@@ -53,7 +72,7 @@ def wsgiref_server():
     server = WSGIServer(("127.0.0.1", 0), None, bind_and_activate=False)
     server.set_app(app)
 
-    def serve(path):
+    def serve():
         environ = {"PATH_INFO": path}
         setup_testing_defaults(environ)
         answer = io.BytesIO()
@@ -70,34 +89,24 @@ def uvicorn_server():
     from uvicorn import Config
     from uvicorn.server import ServerState
 
-    config = Config(app, http="httptools", lifespan="off", log_level="critical")
+    config = Config(app, http="httptools", lifespan="off", log_level="critical", timeout_keep_alive=3600)
     config.load()
     loop = asyncio.new_event_loop()
-    client, server = socket.socketpair()
-    client.setblocking(False)
 
     def protocol():
         return config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
 
-    loop.run_until_complete(loop.connect_accepted_socket(protocol, server))
+    loop.run_until_complete(loop.create_server(protocol, sock=listener))
+    client = start_client()
+    loop.add_reader(client.stdout, loop.stop)
 
-    def serve(path):
-        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        answer = b""
-        # Headers and body are sent one after the other.
-        while not answer.endswith((b"}", b"ok\n")):
-            # Told to stop before it runs, the loop takes one turn.
-            loop.stop()
-            loop.run_forever()
-            try:
-                answer += client.recv(65536)
-            except BlockingIOError:
-                pass
-        return answer
+    def serve():
+        loop.run_forever()
+        return client.stdout.readline()
 
     return serve
 
 
 serve = {"gunicorn": gunicorn_worker, "wsgiref": wsgiref_server, "uvicorn": uvicorn_server}[name]()
-assert b" 200 OK\r\n" in serve(path)[:20]
-counted.run(lambda turn: serve(path), turns)
+assert b"200" in serve()[:20]
+counted.run(lambda turn: serve(), turns)

@@ -4,7 +4,7 @@
 //! LEAKLINE_TABLES       folder for the tables; without it the agent stays idle
 //! LEAKLINE_TABLE_BYTES  bytes of a table
 //! LEAKLINE_BUDGET       share of one core that sampling may take, such as 0.003
-//! LEAKLINE_EXACT        1: sample every block
+//! LEAKLINE_INTERVAL     bytes from one sample to the next on average, whatever the budget; 1: sample every block
 //! LEAKLINE_NATIVE       0: leave native code out of stacks
 //! ```
 
@@ -20,8 +20,8 @@ pub(crate) struct Config {
     pub(crate) table_bytes: usize,
     /// Share of one core.
     pub(crate) budget: f64,
-    /// Sample every block.
-    pub(crate) exact: bool,
+    /// Bytes from one sample to the next on average, whatever the budget; 1 samples every block, 0 keeps to the budget.
+    pub(crate) interval: f64,
     /// Walk native code, too.
     pub(crate) native: bool,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Config {
 static TABLES: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 static TABLE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static BUDGET: AtomicU64 = AtomicU64::new(0);
-static EXACT: AtomicBool = AtomicBool::new(false);
+static INTERVAL: AtomicU64 = AtomicU64::new(0);
 static NATIVE: AtomicBool = AtomicBool::new(false);
 
 /// Reads the environment. False where the process was not started by leakline.
@@ -40,7 +40,7 @@ pub(crate) fn load() -> bool {
         tables,
         table_bytes: number(c"LEAKLINE_TABLE_BYTES").and_then(|text| text.parse().ok()).unwrap_or(32 << 20),
         budget: number(c"LEAKLINE_BUDGET").and_then(|text| text.parse().ok()).unwrap_or(0.003),
-        exact: number(c"LEAKLINE_EXACT") == Some("1"),
+        interval: number(c"LEAKLINE_INTERVAL").and_then(|text| text.parse().ok()).unwrap_or(0.0),
         native: number(c"LEAKLINE_NATIVE") != Some("0"),
     });
     true
@@ -54,7 +54,7 @@ pub(crate) fn load_attached(attachment: &'static Attachment) {
         tables,
         table_bytes: attachment.table_bytes.load(Ordering::Relaxed) as usize,
         budget: f64::from_bits(attachment.budget.load(Ordering::Relaxed)),
-        exact: attachment.exact.load(Ordering::Relaxed) == 1,
+        interval: f64::from(u8::from(attachment.exact.load(Ordering::Relaxed) == 1)),
         native: attachment.native.load(Ordering::Relaxed) == 1,
     });
 }
@@ -62,7 +62,7 @@ pub(crate) fn load_attached(attachment: &'static Attachment) {
 fn set(config: &Config) {
     TABLE_BYTES.store(config.table_bytes, Ordering::Relaxed);
     BUDGET.store(config.budget.to_bits(), Ordering::Relaxed);
-    EXACT.store(config.exact, Ordering::Relaxed);
+    INTERVAL.store(config.interval.to_bits(), Ordering::Relaxed);
     NATIVE.store(config.native, Ordering::Relaxed);
     TABLES.store(config.tables.as_ptr().cast_mut(), Ordering::Release);
 }
@@ -76,7 +76,7 @@ pub(crate) fn get() -> Option<Config> {
         tables,
         table_bytes: TABLE_BYTES.load(Ordering::Relaxed),
         budget: f64::from_bits(BUDGET.load(Ordering::Relaxed)),
-        exact: EXACT.load(Ordering::Relaxed),
+        interval: f64::from_bits(INTERVAL.load(Ordering::Relaxed)),
         native: NATIVE.load(Ordering::Relaxed),
     })
 }

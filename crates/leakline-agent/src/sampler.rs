@@ -16,7 +16,7 @@ use crate::{clock, config, message, requests, sockets, stack, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
 use leakline_table::writer::{Birth, Random, Transit};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 /// Bytes that are still to pass until a sample. Threads that pass at the same moment may lose each other's bytes: a
 /// little too few samples are better than a locked bus in every malloc. The hooks' instructions lower it by themselves.
@@ -59,7 +59,8 @@ const WAITING: u8 = 1;
 const ASKED: u8 = 2;
 const RUNNING: u8 = 3;
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
-static EXACT: AtomicBool = AtomicBool::new(false);
+/// The interval that was asked for, bytes, as the bits of an f64; 0 where it follows the budget.
+static FIXED: AtomicU64 = AtomicU64::new(0);
 
 /// The interval to begin with, and its bounds, bytes.
 const FIRST_INTERVAL: f64 = 65536.0;
@@ -121,7 +122,7 @@ fn control(_held: &Recorder) -> &mut Control {
 
 /// The interval of a new table, bytes.
 pub(crate) fn first_interval() -> f64 {
-    if is_exact() { 1.0 } else { FIRST_INTERVAL }
+    fixed_interval().unwrap_or(FIRST_INTERVAL)
 }
 
 /// Is the agent recording?
@@ -131,12 +132,16 @@ pub(crate) fn is_running() -> bool {
 
 /// Is every block sampled?
 pub(crate) fn is_exact() -> bool {
-    EXACT.load(Ordering::Relaxed)
+    fixed_interval() == Some(1.0)
+}
+
+fn fixed_interval() -> Option<f64> {
+    Some(f64::from_bits(FIXED.load(Ordering::Relaxed))).filter(|interval| *interval >= 1.0)
 }
 
 /// Waits for the interpreter to be initialised; looks from within malloc, for want of another call.
 pub(crate) fn await_interpreter() {
-    EXACT.store(config::get().is_some_and(|config| config.exact), Ordering::Relaxed);
+    FIXED.store(config::get().map_or(0.0, |config| config.interval).to_bits(), Ordering::Relaxed);
     STATE.store(WAITING, Ordering::Relaxed);
     LARGE.set(WAIT_BYTES);
 }
@@ -313,7 +318,7 @@ fn weight(bytes: f64, interval: f64) -> f64 {
 /// may.
 fn follow_budget(recorder: &mut Recorder) {
     let (ticks, control) = (clock::ticks(), control(recorder));
-    if ticks < control.next_look || is_exact() {
+    if ticks < control.next_look || fixed_interval().is_some() {
         return;
     }
     control.next_look = ticks + WINDOW;

@@ -47,7 +47,7 @@ fn table(python: &Path, preloaded: &[&Path], arguments: &[String], folder: &Path
         .args(arguments)
         .env("LD_PRELOAD", preload.join(":"))
         .env("LEAKLINE_TABLES", folder)
-        .env("LEAKLINE_EXACT", "1")
+        .env("LEAKLINE_INTERVAL", "1")
         .env("LEAKLINE_TABLE_BYTES", (128 << 20).to_string())
         .env("WITNESS", folder.join("witness"))
         .output()

@@ -17,7 +17,7 @@ use target::{Folder, Live, agent, fixture, live_by_function, said, under_agent};
 
 /// Room for 65,536 samples. An interpreter that has started holds 15,000 to 40,000 blocks.
 const LARGE_TABLE: (&str, &str) = ("LEAKLINE_TABLE_BYTES", "134217728");
-const EXACT: (&str, &str) = ("LEAKLINE_EXACT", "1");
+const EXACT: (&str, &str) = ("LEAKLINE_INTERVAL", "1");
 /// With a whole core to spend the interval stays between 4 and 64 KiB.
 const SPENDTHRIFT: (&str, &str) = ("LEAKLINE_BUDGET", "1");
 

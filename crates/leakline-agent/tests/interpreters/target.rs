@@ -94,7 +94,7 @@ impl Drop for Folder {
 pub fn under_agent(program: impl AsRef<Path>, tables: &Path) -> Command {
     let mut command = Command::new(program.as_ref());
     command.env("LD_PRELOAD", agent()).env("LEAKLINE_TABLES", tables).env("PYTHONDONTWRITEBYTECODE", "1");
-    command.env_remove("PYTHONMALLOC").env_remove("LEAKLINE_EXACT").env_remove("LEAKLINE_REFUSED");
+    command.env_remove("PYTHONMALLOC").env_remove("LEAKLINE_INTERVAL").env_remove("LEAKLINE_REFUSED");
     // A program that hangs is ended by the kernel, so that its test fails instead of hanging, too. Never a measure.
     // SAFETY: alarm is a system call; the alarm outlives exec.
     unsafe {

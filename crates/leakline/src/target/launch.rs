@@ -65,7 +65,7 @@ impl Recording {
             ("LEAKLINE_BUDGET", self.budget.to_string().into()),
         ];
         if self.exact {
-            variables.push(("LEAKLINE_EXACT", "1".into()));
+            variables.push(("LEAKLINE_INTERVAL", "1".into()));
         }
         if !self.native {
             variables.push(("LEAKLINE_NATIVE", "0".into()));
