@@ -105,6 +105,7 @@ def observed(application):
 
 def instrument_framework(class_name):
     def instrument(module):
+        native.name_server("uwsgi")
         kind = getattr(module, class_name)
         call = kind.__call__
 

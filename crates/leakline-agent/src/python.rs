@@ -30,6 +30,8 @@ pub(crate) enum Access {
     Main(ThreadState),
     /// Its own frames may be read, nothing else.
     FramesOnly(ThreadState),
+    /// The same, and it works in another interpreter than the main one.
+    Elsewhere(ThreadState),
     /// It is no thread of Python's.
     None,
 }
@@ -42,9 +44,24 @@ pub(crate) fn access(api: &Api) -> Access {
     let holds = !current.is_null() && (layout::version() >= 0x030C_0000 || own == current);
     match (holds, own.is_null()) {
         (true, _) if in_main_interpreter(api) => Access::Main(current),
-        (true, _) => Access::FramesOnly(current),
+        (true, _) => Access::Elsewhere(current),
         (false, false) => Access::FramesOnly(own),
         (false, true) => Access::None,
+    }
+}
+
+/// Does the calling thread work in another interpreter than the main one, as far as one can tell? Who allocates a small block
+/// holds the GIL (`holds_gil`), and until 3.11 "current" is then this thread's state: where that is not the one by which the
+/// thread is known, it is another interpreter's. It is compared and not looked into, in case somebody broke the rule.
+pub(crate) fn is_elsewhere(api: &Api, access: Access, holds_gil: bool) -> bool {
+    match access {
+        Access::Elsewhere(_) => true,
+        Access::FramesOnly(own) if holds_gil => {
+            // SAFETY: only reads.
+            let current = unsafe { (api.thread_state_unchecked)() };
+            !current.is_null() && current != own
+        }
+        _ => false,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
 use crate::{clock, config, message, requests, sockets, stack, table};
-use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT};
+use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT, Loss};
 use leakline_table::writer::{Birth, Random, Transit};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
@@ -238,6 +238,9 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
     let (thread, request) = on_whose_behalf(api, access);
     follow_budget(&mut recorder);
     let Some(writer) = recorder.writer() else { return };
+    if python::is_elsewhere(api, access, is_small) {
+        writer.lose(Loss::OtherInterpreters);
+    }
     let interval = writer.interval_bytes();
     // SAFETY: the thread state is this thread's.
     let stack = unsafe { stack::record(writer, thread) };
@@ -272,6 +275,8 @@ fn on_whose_behalf(api: &Api, access: Access) -> (Option<ThreadState>, u64) {
         // SAFETY: this thread holds the GIL of the main interpreter.
         Access::Main(thread) => (Some(thread), unsafe { requests::current(api) }),
         Access::FramesOnly(thread) => (Some(thread), requests::current_of(thread)),
+        // The shim is the main interpreter's.
+        Access::Elsewhere(thread) => (Some(thread), 0),
         Access::None => (None, 0),
     }
 }

@@ -123,13 +123,15 @@ pub enum Loss {
     /// Memory that libraries map: more mappings than the agent follows, or one that was cut in two, of which the rear
     /// part is followed no more.
     MappingsLost = 13,
+    /// Samples of what runs in another interpreter than the main one: which requests it serves is not seen.
+    OtherInterpreters = 14,
 }
 
 /// How many causes [`Header::lost`] has room for.
 pub const LOSSES: usize = 16;
 
 /// The names of the losses in reports, by [`Loss`].
-pub const LOSS_NAMES: [&str; 14] = [
+pub const LOSS_NAMES: [&str; 15] = [
     "contention",
     "strings_full",
     "codes_full",
@@ -144,6 +146,7 @@ pub const LOSS_NAMES: [&str; 14] = [
     "modules_full",
     "native_stack_cut",
     "mappings_lost",
+    "other_interpreters",
 ];
 
 /// Makes a `repr(C)` record and its decoder from bytes, so that the reader needs no `unsafe` and both halves share one

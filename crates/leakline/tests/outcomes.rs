@@ -435,6 +435,25 @@ fn uwsgi_with_two_mounts() {
     server.stop();
 }
 
+/// What is served in an interpreter of its own is not seen, and that is said.
+#[test]
+fn uwsgi_with_an_interpreter_for_each_mount() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /one=flask_shop:app --mount /two=bottle_shop:app \
+                     --manage-script-name --die-on-term";
+    let Some((server, _)) = start("3.11", arguments, Way::Run) else { return };
+    for path in ["/one/sell/{number}", "/two/sell/{number}"] {
+        server.drive_well(&plan(path, KEPT));
+    }
+    let report = report_after(&server, KEPT, &[]);
+    keeps(&report, "GET /one/sell/<int:number>", [KEPT, 0, 0], 250_000);
+    assert!(report["evidence"]["lost"]["other_interpreters"].as_u64().is_some(), "{report:#}");
+    let told = server.leakline(&["report", &server.launcher().to_string()]);
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("Not seen: requests that other interpreters of the same process serve. Without "), "{told}");
+    server.stop();
+}
+
 #[test]
 fn uwsgi_with_a_mounted_factory() {
     let arguments = "uwsgi --http-socket 127.0.0.1:{port} --mount /=plain_shop:make() --die-on-term";
@@ -462,7 +481,8 @@ fn attached_to_uwsgi_with_a_mounted_factory() {
     }
 }
 
-/// The bridge between the two does not hear of clients that leave, so nobody does here.
+/// The bridge between the two does not hear of clients that leave and reads a response to its end, so that one without end
+/// is served for ever; the server, which hears of it, tells how the others have ended.
 fn check_nested(way: Way) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let arguments = "-m uvicorn --port {port} --log-level critical nested_shop:app";
@@ -472,11 +492,13 @@ fn check_nested(way: Way) {
     }
     let broken = server.drive(&plan("/broken", BROKEN)).sum();
     assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
-    let report = report_after(&server, 2 * KEPT + BROKEN, &waking);
+    leave(&server, "/large");
+    let report = report_after(&server, 2 * KEPT + BROKEN + 1, &waking);
     for (_, route, bytes) in NESTED {
         keeps(&report, route, [KEPT, 0, 0], *bytes);
     }
     assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
+    assert_eq!(ended(&report, "GET /large").0, [0, 0, 1], "{report:#}");
     server.stop();
 }
 

@@ -4,6 +4,8 @@ use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
+use leakline_table::layout::{LOSS_NAMES, Loss};
+
 use super::json::{Call, Compared, Finding, Line, Process, Report, Site, Socket};
 
 /// Reads a line of a source file, if it is there to be read.
@@ -28,6 +30,8 @@ const ROUTES: usize = 8;
 const WORTH_READING: f64 = 0.125;
 /// What is lost is told where it is at least this share.
 const WORTH_NAMING: f64 = 0.05;
+/// The loss that is told in a sentence of its own.
+const OTHER_INTERPRETERS: &str = LOSS_NAMES[Loss::OtherInterpreters as usize];
 /// Killed processes that are told.
 const KILLED: usize = 3;
 /// Lines of a call path.
@@ -371,10 +375,18 @@ impl Page<'_> {
             .evidence
             .lost
             .iter()
+            .filter(|(cause, _)| **cause != OTHER_INTERPRETERS)
             .map(|(cause, times)| format!("{} ({})", cause.replace('_', " "), count(*times)))
             .collect();
         if !lost.is_empty() {
             writeln!(self.text, "Lost: {}.", lost.join(", "))?;
+        }
+        if report.evidence.lost.contains_key(OTHER_INTERPRETERS) {
+            let makes = match target.server.starts_with("uwsgi") {
+                true => " Without --single-interpreter uWSGI makes one for each mount but the first.",
+                false => "",
+            };
+            writeln!(self.text, "Not seen: requests that other interpreters of the same process serve.{makes}")?;
         }
         writeln!(self.text)
     }
