@@ -9,6 +9,12 @@ The agent executes this text after `leakline_shim.py`, in a namespace of its own
                                        client has left; `file` is the number of the socket that leads to it where a loop
                                        writes there that knows no context, else -1
     native.exchange_by(judge, awaited) what the agent asks us for that
+    native.run_asgi(original, serves) -> method
+                                       of uvicorn's cycle, which serves by such an exchange and calls `serves` first of all
+    native.files_by(file_of)           `file_of(cycle)` is the number of its socket, where a loop writes there that knows no
+                                       context
+    native.route_handle(original) -> method
+                                       of Starlette's routes, which names the route
     native.current() -> handle         of the current context's request, 0 without one
     native.resume(handle)              makes it the current one of this context
     native.thread_start(original) -> method
@@ -127,41 +133,27 @@ def instrument_hypercorn_stream(module):
 def instrument_starlette(module):
     """Names the route that matched, with the mounts that lead to it."""
     for route_class in (module.Route, module.WebSocketRoute):
-        name_route(route_class, lambda route, scope: scope.get("leakline.mount", "") + route.path_format)
-    name_route(module.Mount, mounted)
-
-
-def mounted(mount, scope):
-    path = scope["leakline.mount"] = scope.get("leakline.mount", "") + mount.path
-    # Unless the mounted application has routes of its own, which come later and count.
-    return path + "/{path}"
-
-
-def instrument_fastapi(module):
-    if "handle" in vars(module.APIRoute):
-        name_route(module.APIRoute, included)
-
-
-def included(route, scope):
-    # A router that was included stays as it is, and the whole path is kept beside it.
-    effective = scope.get("fastapi", {}).get("effective_route_context")
-    if getattr(effective, "original_route", None) is route:
-        route = effective
-    return scope.get("leakline.mount", "") + route.path_format
-
-
-def name_route(route_class, template):
-    original = route_class.handle
+        native.replace(route_class, "handle", native.route_handle(route_class.handle))
+    mount = module.Mount
+    original = mount.handle
 
     def handle(self, scope, receive, send):
         try:
-            native.route(template(self, scope))
+            path = scope["leakline.mount"] = scope.get("leakline.mount", "") + self.path
+            # Unless the mounted application has routes of its own, which come later and count.
+            native.route(path + "/{path}")
         except Exception:
             pass
         return original(self, scope, receive, send)
 
     handle.__wrapped__ = original
-    native.replace(route_class, "handle", handle)
+    native.replace(mount, "handle", handle)
+
+
+def instrument_fastapi(module):
+    route = module.APIRoute
+    if "handle" in vars(route):
+        native.replace(route, "handle", native.route_handle(route.handle))
 
 
 def instrument_executor(module):
@@ -190,21 +182,12 @@ def carried(*args, **kwargs):
 
 
 def instrument_uvicorn(module):
-    """The protocol of a connection hands its application to a cycle for each request. Were it replaced in the protocol,
-    we had to look into that instance, and then CPython 3.11 and 3.12 would be slower to read its attributes."""
     cycle = module.RequestResponseCycle
-    original, exchange = cycle.run_asgi, native.exchange
-    named = False
+    native.replace(cycle, "run_asgi", native.run_asgi(cycle.run_asgi, lambda: native.name_server("uvicorn")))
 
-    def run_asgi(self, app):
-        nonlocal named
-        if not named:
-            native.name_server("uvicorn")
-            named = True
-        return original(self, exchange(app, self, "disconnected", file_of_uvicorn(self)))
 
-    run_asgi.__wrapped__ = original
-    native.replace(cycle, "run_asgi", run_asgi)
+def instrument_uvloop(module):
+    native.files_by(file_of_uvicorn)
 
 
 def uvicorn_websocket(class_name):
@@ -237,6 +220,7 @@ def instrument_greenlets(module):
 native.exchange_by(judge, awaited)
 native.install(
     {
+        "uvloop": instrument_uvloop,
         "uvicorn.protocols.http.h11_impl": instrument_uvicorn,
         "uvicorn.protocols.http.httptools_impl": instrument_uvicorn,
         "uvicorn.protocols.websockets.websockets_impl": uvicorn_websocket("WebSocketProtocol"),

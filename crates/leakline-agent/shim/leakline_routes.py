@@ -1,7 +1,8 @@
 """Names the route of a request as its framework does, where the framework serves WSGI.
 
 The agent executes this text after `leakline_shim.py`, in a namespace of its own that holds `native`. Whatever server
-began the request, `native.route(template)` names the one that the current context serves.
+began the request, `native.route(template)` names the one that the current context serves, and so does by itself what
+`native.rule_match(original, match)` makes of Werkzeug's `match`, where it is called as Flask does.
 """
 
 
@@ -25,7 +26,7 @@ def instrument_werkzeug(module):
         return matched if return_rule else (rule.endpoint, matched[1])
 
     match.__wrapped__ = original
-    native.replace(adapter, "match", match)
+    native.replace(adapter, "match", native.rule_match(original, match))
 
 
 def instrument_django(module):

@@ -4,6 +4,10 @@ The agent executes this text once, with the GIL held, in a namespace of its own 
 
     native.begin(method, path) -> handle   0 when this context serves a request already: then do nothing more
     native.phase(handle, phase)            of the current context's request where the handle is 0
+    native.served(application, manner) -> application
+                                           one that marks where each request begins and ends, for a server of this manner
+    native.serve_by(meant, judge_at_close, end_when_closed)
+                                           what the agent asks us for that
     native.before_request(setting, meant) -> hook
     native.after_request(setting, judge) -> hook
                                            gunicorn's, by which requests begin and end, around those of its settings
@@ -22,13 +26,12 @@ whatever goes wrong in it leaves the server as it was and is written into `faile
 work when we come, and we may have to go again: what stands in for something of the server's is put there by `replace`.
 
 There are two ways to see a request. Gunicorn calls a hook before and after each one. Any other server we give an
-application that wraps its own (`serve`) and a response that wraps the application's (`Body`).
+application that wraps its own, which returns a response that wraps the application's.
 
 The client has gone when the server stops in the midst of a response because its socket failed it: then it closes the
 response while that error passes through. Waitress keeps what it has to send in a buffer and learns it later.
 
-The wrappers cost 12,000 instructions on 3.11 and 3.13, and 20,000 on 3.7 and 3.8: 3 to 4 % of a Flask request that does
-nothing. Gunicorn's hooks are the agent's (bench/README.md).
+What is called for each request is the agent's, made as C makes it.
 """
 
 import os
@@ -38,10 +41,14 @@ OK = 0
 ERROR = 1
 ABORTED = 2
 
-STREAMING = 1
 CLOSING = 2
 
-begin = native.begin
+# What a server does with responses: waitress goes on reading a `wsgi.file_wrapper` after it has left the request's thread,
+# uWSGI reads to the end unless the client has gone.
+USUAL = 0
+FILES_LEAVE_THE_THREAD = 1
+READS_TO_THE_END = 2
+
 end = native.end
 
 # Module name to what went wrong when it was instrumented. The module is then as it would be without us.
@@ -147,120 +154,13 @@ def running(kind):
     return None
 
 
-def instrumented(application, files_leave_the_thread=False, bodies=None):
-    """The WSGI application that serves as `application` does and marks where each request begins and ends. Waitress
-    goes on reading a `wsgi.file_wrapper` after it has left the request's thread. `bodies` are the classes of responses,
-    for those that have no length and for those that have."""
-    unsized, sized = bodies or (Body, SizedBody)
-
-    def serve(environ, start_response):
-        try:
-            path = environ.get("PATH_INFO", "")
-            mount = environ.get("SCRIPT_NAME")
-            if mount:
-                path = mount + path
-            handle = begin(environ["REQUEST_METHOD"], path if path.isascii() else meant(path))
-        except Exception:
-            handle = begin("", "")
-        if not handle:
-            return application(environ, start_response)
-        disconnected = environ.get("waitress.client_disconnected")
-        if disconnected is not None:
-            disconnected.__self__._leakline_handle = handle
-
-        def respond(status, response_headers, exc_info=None):
-            if exc_info is None:
-                write = start_response(status, response_headers)
-            else:
-                try:
-                    write = start_response(status, response_headers, exc_info)
-                finally:
-                    # The traceback holds the frames that hold us: a cycle, unless it is dropped here.
-                    exc_info = None
-            if isinstance(status, str) and status[:1] == "5" and status[1:3].isdecimal():
-                native.status(handle, int(status[:3]))
-            return write
-
-        try:
-            inner = application(environ, respond)
-        except BaseException:
-            end(handle, ERROR)
-            raise
-        native.phase(handle, STREAMING)
-        file_wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(inner, file_wrapper) if isinstance(file_wrapper, type) else file_wrapper and hasattr(inner, "read"):
-            # Servers know their own file wrapper by its type and may hand the file to the kernel, so it must go back
-            # as it is. uWSGI's is a function that returns the file.
-            if files_leave_the_thread:
-                end(handle, OK)
-            else:
-                end_when_closed(inner, handle)
-            return inner
-        # An `__init__` would cost a thousand instructions more.
-        body = (sized if hasattr(inner, "__len__") else unsized)()
-        body._inner = inner
-        body._handle = handle
-        body._outcome = OK
-        return body
-
-    return serve
-
-
 def meant(path):
     """The path that the client meant. WSGI hands over bytes that pose as Latin-1."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
-class Body:
-    """A response's iterable, which the server closes at the request's end."""
-
-    __slots__ = ("_inner", "_handle", "_outcome")
-
-    def __iter__(self):
-        # Not `yield from`, which would close the inner iterable when the server drops this iterator early, and the
-        # server closes it once more.
-        try:
-            for chunk in self._inner:
-                yield chunk
-        except GeneratorExit:
-            # The server stopped before the end, which is no mistake of the application's.
-            raise
-        except BaseException:
-            self._outcome = ERROR
-            raise
-
-    def close(self):
-        outcome = self._outcome or outcome_at_close()
-        native.phase(self._handle, CLOSING)
-        try:
-            close = getattr(self._inner, "close", None)
-            if close is not None:
-                close()
-        except BaseException:
-            end(self._handle, outcome or ERROR)
-            raise
-        # Whatever this thread serves next, it begins in the same context.
-        end(self._handle, outcome, True)
-
-    def __del__(self):
-        # For a server that does not close what it has been given.
-        end(self._handle, self._outcome)
-
-
-class SizedBody(Body):
-    """The same for an iterable of known length, by which servers choose the Content-Length."""
-
-    __slots__ = ()
-
-    def __len__(self):
-        return len(self._inner)
-
-
-def outcome_at_close():
+def judge_at_close(error):
     """What the error that passes through the server while it closes a response says of the request."""
-    error = sys.exc_info()[1]
-    if error is None:
-        return OK
     # Waitress has an exception of its own.
     gone = isinstance(error, OSError) or type(error).__name__ == "ClientDisconnected"
     return ABORTED if gone else ERROR
@@ -274,7 +174,8 @@ def end_when_closed(file, handle):
         nonlocal close
         # Often a method bound to `file`, which holds us in turn: let go of it, so that no cycle keeps the file.
         inner, close = close, None
-        outcome = outcome_at_close()
+        error = sys.exc_info()[1]
+        outcome = OK if error is None else judge_at_close(error)
         native.phase(handle, CLOSING)
         try:
             if inner is not None:
@@ -390,6 +291,10 @@ def server(class_name, attribute, wrap):
     return instrument_server
 
 
+def usually(application):
+    return native.served(application, USUAL)
+
+
 def instrument_waitress_channel(module):
     """Amends the outcome when a connection is closed and a part of the response was not sent yet."""
     channel = module.HTTPChannel
@@ -499,6 +404,7 @@ def instrument_after_execution(name, loader):
         leave_alone(name, error)
 
 
+native.serve_by(meant, judge_at_close, end_when_closed)
 FINDER = Finder()
 sys.meta_path.insert(0, FINDER)
 install(
@@ -507,12 +413,12 @@ install(
         "gunicorn.workers.gthread": instrument_gunicorn,
         # Wrapped because not all asynchronous workers call the hooks. The base class of all workers won't do: it also
         # carries those whose "application" does not speak WSGI (uvicorn's, Tornado's).
-        "gunicorn.workers.base_async": server("AsyncWorker", "wsgi", instrumented),
-        "werkzeug.serving": server("BaseWSGIServer", "app", instrumented),
-        "wsgiref.simple_server": server("WSGIServer", "application", instrumented),
-        "waitress.server": server("BaseWSGIServer", "application", lambda app: instrumented(app, True)),
+        "gunicorn.workers.base_async": server("AsyncWorker", "wsgi", usually),
+        "werkzeug.serving": server("BaseWSGIServer", "app", usually),
+        "wsgiref.simple_server": server("WSGIServer", "application", usually),
+        "waitress.server": server("BaseWSGIServer", "application", lambda app: native.served(app, FILES_LEAVE_THE_THREAD)),
         "waitress.channel": instrument_waitress_channel,
-        "cheroot.wsgi": server("Server", "wsgi_app", instrumented),
+        "cheroot.wsgi": server("Server", "wsgi_app", usually),
     }
 )
 native.install = install
@@ -523,6 +429,4 @@ native.reinstate = reinstate
 native.at_work = at_work
 native.instrument_application = server
 native.name_server = name_server
-native.serve_wsgi = instrumented
 native.announce = ANNOUNCE
-native.Body = Body

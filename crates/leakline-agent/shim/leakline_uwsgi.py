@@ -12,19 +12,8 @@ uWSGI swallows what goes wrong when it writes to a client, and asks for no more 
 import sys
 from posix import readlink
 
-OK = 0
-ABORTED = 2
-
-
-class Body(native.Body):
-    """A response that uWSGI reads to its end unless the client has gone."""
-
-    __slots__ = ()
-
-    def __iter__(self):
-        self._outcome = ABORTED
-        yield from native.Body.__iter__(self)
-        self._outcome = OK
+# The manner of a server that reads a response to its end unless the client has gone.
+READS_TO_THE_END = 2
 
 
 def values(*kinds):
@@ -89,7 +78,7 @@ def observe(namespace, name):
 def observed(application):
     kind = type(application)
     call = kind.__call__
-    served = native.serve_wsgi(lambda *arguments: whole(call(application, *arguments)), bodies=(Body, Body))
+    served = native.served(lambda *arguments: whole(call(application, *arguments)), READS_TO_THE_END)
 
     def __call__(self, *arguments, **named):
         return served(*arguments) if self is application else call(self, *arguments, **named)
@@ -113,7 +102,7 @@ def instrument_framework(class_name):
             def application(*arguments):
                 return whole(call(self, *arguments))
 
-            return native.serve_wsgi(application, bodies=(Body, Body))(environ, start_response)
+            return native.served(application, READS_TO_THE_END)(environ, start_response)
 
         __call__.__wrapped__ = call
         native.replace(kind, "__call__", __call__)

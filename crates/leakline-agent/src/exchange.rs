@@ -6,7 +6,7 @@
 
 use crate::python::api::{self, Api, FastFunction, METH_FASTCALL, METH_KEYWORDS, MethodDef, Object};
 use crate::python::class::{self, Head, Slot, Visitor};
-use crate::python::{Name, install};
+use crate::python::{Name, install, item, item_text as text};
 use crate::{recorder, requests, sockets};
 use leakline_table::layout::Phase;
 use std::ffi::{c_int, c_void};
@@ -144,19 +144,29 @@ pub(crate) unsafe extern "C" fn exchange_by(_module: Object, start: *const Objec
 /// where it is one. `client` is whose attribute `tells` is true when the client has gone.
 pub(crate) unsafe extern "C" fn exchange(_module: Object, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return NULL };
-    // SAFETY: as in exchange_by. What the type's own allocator makes is zeroed, and known to the collector.
+    // SAFETY: as in exchange_by.
     unsafe {
         let Some([application, client, tells, file]) = requests::arguments(start, count) else {
             return api.new_none();
         };
+        make(api, *application, *client, *tells, requests::file_number(api, *file))
+    }
+}
+
+/// The same. A new reference; null with an exception set where there is no memory for it.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn make(api: &Api, application: Object, client: Object, tells: Object, file: c_int) -> Object {
+    // SAFETY: the caller's promise. What the type's own allocator makes is zeroed, and known to the collector.
+    unsafe {
         let made = (api.allocate)(TYPE.load(Ordering::Relaxed), 0);
         let Some(exchange) = made.cast::<Exchange>().as_mut() else { return made };
         for (index, object) in [(APPLICATION, application), (CLIENT, client), (TELLS, tells)] {
-            (api.incref)(*object);
-            exchange.held[index] = *object;
+            (api.incref)(object);
+            exchange.held[index] = object;
         }
-        exchange.file = requests::file_number(api, *file);
-        exchange.state = State::New;
+        (exchange.file, exchange.state) = (file, State::New);
         made
     }
 }
@@ -183,33 +193,6 @@ unsafe extern "C" fn call(this: Object, arguments: Object, _named: Object) -> Ob
         exchange.state = State::Fresh;
         (api.incref)(this);
         this
-    }
-}
-
-/// What a dict holds, a borrowed reference; null where it holds nothing, or is no dict.
-///
-/// # Safety
-/// The GIL is held, no exception is set, none is afterwards.
-unsafe fn item(api: &Api, dict: Object, key: &Name) -> Object {
-    // SAFETY: the caller's promise; names live for good.
-    unsafe {
-        let found = (api.dict_item)(dict, key.get());
-        if found.is_null() {
-            api.clear_error();
-        }
-        found
-    }
-}
-
-/// The text that a dict holds, empty where it holds none.
-///
-/// # Safety
-/// As for `item`; the text lives as long as the dict holds it.
-unsafe fn text<'a>(api: &Api, dict: Object, key: &Name) -> &'a [u8] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let found = item(api, dict, key);
-        if found.is_null() { &[] } else { install::utf8(api, found) }
     }
 }
 

@@ -65,22 +65,16 @@ pub(crate) unsafe extern "C" fn phased(_module: Object, start: *const Object, co
     }
 }
 
-/// A function whose `self` is a pair of objects.
-///
 /// # Safety
 /// As CPython promises a METH_FASTCALL function.
 unsafe fn with_pair(function: &'static MethodDef, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
-    // SAFETY: the caller's promise. The function holds the pair, and the pair the objects.
+    // SAFETY: the caller's promise.
     unsafe {
-        let Some([first, second]) = requests::arguments(start, count) else { return api.new_none() };
-        let pair = (api.tuple_pack)(2, *first, *second);
-        if pair.is_null() {
-            return pair;
+        match requests::arguments(start, count) {
+            Some(pair) => install::with_pair(api, function, *pair),
+            None => api.new_none(),
         }
-        let made = (api.function_new)(function, pair, std::ptr::null_mut());
-        (api.decref)(pair);
-        made
     }
 }
 
@@ -141,7 +135,7 @@ unsafe extern "C" fn after(pair: Object, start: *const Object, count: isize) -> 
                 let outcome = if error.is_null() || error == api.none {
                     u64::from(has_failed(api, *answer))
                 } else {
-                    judged(api, (api.tuple_get)(pair, 1), error)
+                    requests::judged(api, (api.tuple_get)(pair, 1), error)
                 };
                 // The next request of this thread begins in the same context.
                 requests::end_request(api, handle, outcome, true);
@@ -152,22 +146,6 @@ unsafe extern "C" fn after(pair: Object, start: *const Object, count: isize) -> 
             (api.err_restore)(kind, error, trace);
         }
         result
-    }
-}
-
-/// What the error that gunicorn handles says of the request.
-///
-/// # Safety
-/// The GIL is held, no exception is set.
-unsafe fn judged(api: &Api, judge: Object, error: Object) -> u64 {
-    const ERROR: u64 = 1;
-    // SAFETY: the caller's promise; the outcome is a new reference or null.
-    unsafe {
-        let outcome = (api.vectorcall)(judge, &error, 1, std::ptr::null_mut());
-        let number = if outcome.is_null() { ERROR } else { (api.long_as)(outcome) };
-        (api.err_clear)();
-        api.release([outcome]);
-        number
     }
 }
 

@@ -41,8 +41,12 @@ mod sampler;
 mod snapshot;
 mod sockets;
 mod stack;
+mod starlette;
 mod table;
 mod threads;
+mod uvicorn;
+mod werkzeug;
+mod wsgi;
 
 /// Runs when the dynamic loader has loaded the agent: before the program's `main`, or in the middle of its life.
 #[used]

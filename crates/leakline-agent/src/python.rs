@@ -18,7 +18,7 @@ pub(crate) use frames::{DEPTH, evaluator, frames, key, readable_word};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
 pub(crate) use layout::{collector_head, pool_bytes, version};
 pub(crate) use life::look;
-pub(crate) use name::Name;
+pub(crate) use name::{Name, item, item_text};
 pub(crate) use text::word;
 
 use api::{Api, ThreadState};

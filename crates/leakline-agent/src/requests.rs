@@ -4,7 +4,10 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
-use crate::{clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, table, threads};
+use crate::{
+    clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, starlette, table, threads, uvicorn,
+    werkzeug, wsgi,
+};
 use leakline_table::layout::{Loss, Phase};
 use leakline_table::writer::{Ending, IN_FLIGHT, Moment, slot};
 use std::ffi::CStr;
@@ -52,7 +55,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 20] = [
+static FUNCTIONS: [MethodDef; 26] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -61,6 +64,12 @@ static FUNCTIONS: [MethodDef; 20] = [
     install::method(c"phase", phase),
     install::method(c"exchange", exchange::exchange),
     install::method(c"exchange_by", exchange::exchange_by),
+    install::method(c"run_asgi", uvicorn::run_asgi),
+    install::method(c"files_by", uvicorn::files_by),
+    install::method(c"route_handle", starlette::route_handle),
+    install::method(c"serve_by", wsgi::serve_by),
+    install::method(c"served", wsgi::served),
+    install::method(c"rule_match", werkzeug::rule_match),
     install::method(c"before_request", gunicorn::before_request),
     install::method(c"after_request", gunicorn::after_request),
     install::method(c"phased", gunicorn::phased),
@@ -101,6 +110,10 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
         response::prepare(api)?;
         exchange::prepare(api)?;
         threads::prepare(api)?;
+        starlette::prepare(api)?;
+        uvicorn::prepare(api)?;
+        werkzeug::prepare(api)?;
+        wsgi::prepare(api)?;
         gunicorn::prepare(api)
     }
 }
@@ -354,6 +367,22 @@ pub(crate) unsafe fn conclude(api: &Api, handle: u64, outcome: u8) {
     }
 }
 
+/// What the shim's function says of a request, by the error that its server handles.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn judged(api: &Api, judge: Object, error: Object) -> u64 {
+    const ERROR: u64 = 1;
+    // SAFETY: the caller's promise; the outcome is a new reference or null.
+    unsafe {
+        let outcome = (api.vectorcall)(judge, &error, 1, std::ptr::null_mut());
+        let number = if outcome.is_null() { ERROR } else { (api.long_as)(outcome) };
+        (api.err_clear)();
+        api.release([outcome]);
+        number
+    }
+}
+
 /// `route(template)`
 unsafe extern "C" fn route(_module: Object, start: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
@@ -373,11 +402,15 @@ unsafe extern "C" fn status(_module: Object, start: *const Object, count: isize)
     // SAFETY: as in begin.
     unsafe {
         if let Some([handle, status]) = arguments(start, count) {
-            let (handle, status) = (python::unsigned(*handle), (api.long_as)(*status));
-            recorder::write(|writer| writer.status(handle, status as u32));
+            set_status(python::unsigned(*handle), (api.long_as)(*status) as u32);
         }
         api.new_none()
     }
+}
+
+/// The response's status. One of 500 or more makes an ok end an error.
+pub(crate) fn set_status(handle: u64, status: u32) {
+    recorder::write(|writer| writer.status(handle, status));
 }
 
 /// `phase(handle, phase)`: 0 handler, 1 streaming, 2 closing, 3 after. The handle 0 stands for the current request's.

@@ -40,7 +40,7 @@ pub(crate) unsafe extern "C" fn thread_bootstrap(_module: Object, arguments: *co
 ///
 /// # Safety
 /// As CPython promises a METH_FASTCALL function.
-unsafe fn around(function: &'static MethodDef, arguments: *const Object, count: isize) -> Object {
+pub(crate) unsafe fn around(function: &'static MethodDef, arguments: *const Object, count: isize) -> Object {
     let Some(api) = api::get() else { return std::ptr::null_mut() };
     // SAFETY: the caller's promise. The method holds the function, and the function the original.
     unsafe {

@@ -1,4 +1,5 @@
-"""Runs leakline_shim.py against a `native` written in Python, with nothing but the standard library.
+"""Runs leakline_shim.py against a `native` written in Python, with nothing but the standard library: how it gets into servers,
+and out of them. What the application is given there is the agent's (tests/interpreters/wsgi.py).
 
 The servers and frameworks that must be installed have their own test (crates/leakline/tests/servers.rs).
 """
@@ -40,6 +41,24 @@ class Native:
 
     def phase(self, handle, phase):
         self.requests[(handle or self.current.get()) - 1].phase = phase
+
+    def serve_by(self, meant, judge_at_close, end_when_closed):
+        self.meant = meant
+
+    def served(self, application, manner):
+        def serve(environ, start_response):
+            handle = self.begin(environ["REQUEST_METHOD"], self.meant(environ["PATH_INFO"]))
+
+            def respond(status, headers):
+                self.status(handle, int(status[:3]))
+                return start_response(status, headers)
+
+            try:
+                return application(environ, respond)
+            finally:
+                self.end(handle, OK)
+
+        return serve
 
     def before_request(self, setting, meant):
         def pre_request(worker, request):
@@ -137,188 +156,6 @@ def answering(status, body):
         return body
 
     return application
-
-
-class Endless:
-    """A body that notes in which phases it is asked for more, and closed."""
-
-    def __init__(self, native):
-        self.native = native
-        self.phases = []
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.phases.append(self.native.requests[-1].phase)
-        return b"more"
-
-    def close(self):
-        self.phases.append(self.native.requests[-1].phase)
-
-
-class Application(Scratch):
-    """The wrapped application, called as a server calls it."""
-
-    def setUp(self):
-        super().setUp()
-        self.native, namespace = execute_shim()
-        self.wrap = lambda application: namespace["instrumented"](application, False)
-
-    def call(self, application, chunks=None, path="/", close=True, **more):
-        """What a client gets: status and body. Reads `chunks` pieces of the body, or all of them."""
-        environ = dict(more, PATH_INFO=path)
-        util.setup_testing_defaults(environ)
-        given = []
-        written = []
-
-        def start_response(status, headers, exc_info=None):
-            given.append(status)
-            return written.append
-
-        body = self.wrap(application)(environ, start_response)
-        try:
-            for piece in body:
-                written.append(piece)
-                if len(written) == chunks:
-                    break
-        finally:
-            if close:
-                body.close()
-        return given[-1], b"".join(written)
-
-    @property
-    def outcomes(self):
-        return [request.outcome for request in self.native.requests]
-
-    def test_both_sides_keep_to_pep_3333(self):
-        # The validator complains of whatever breaks the rules on either side of it.
-        outer = validate.validator(self.wrap(validate.validator(answer)))
-        environ = {}
-        util.setup_testing_defaults(environ)
-        environ.update(PATH_INFO="/here", SCRIPT_NAME="/mount", QUERY_STRING="q=1")
-
-        def start_response(status, headers, exc_info=None):
-            return lambda data: None
-
-        body = outer(environ, start_response)
-        pieces = list(body)
-        self.assertEqual(self.outcomes, [None], "the request ends when the body is closed, not before")
-        body.close()
-        self.assertEqual(pieces, [b"hello ", b"world"])
-        self.assertEqual(self.outcomes, [OK])
-        self.assertEqual((self.native.requests[0].method, self.native.requests[0].path), ("GET", "/mount/here"))
-
-    def test_a_sized_body_stays_sized_and_others_do_not_become_so(self):
-        environ = {}
-        util.setup_testing_defaults(environ)
-        self.assertEqual(len(self.wrap(answer)(environ, lambda *given: None)), 2)
-        generator = self.wrap(lambda environ, start_response: (piece for piece in [b"x"]))
-        self.assertFalse(hasattr(generator(environ, lambda *given: None), "__len__"))
-
-    def test_a_generator_that_starts_late_and_writes(self):
-        def late(environ, start_response):
-            write = start_response("200 OK", [])
-            write(b"written ")
-            yield b"yielded"
-
-        self.assertEqual(self.call(late), ("200 OK", b"written yielded"))
-        self.assertEqual(self.outcomes, [OK])
-
-    def test_a_status_of_5xx_is_an_error_and_4xx_is_not(self):
-        for status, outcome in [("503 Busy", ERROR), ("404 Not Found", OK), ("599 ", ERROR), ("5", OK)]:
-            with self.subTest(status=status):
-                self.assertEqual(self.call(answering(status, []))[0], status)
-                self.assertEqual(self.outcomes[-1], outcome)
-
-    def test_a_page_for_an_error_replaces_the_status(self):
-        def recovering(environ, start_response):
-            start_response("200 OK", [])
-            try:
-                raise KeyError("broken")
-            except KeyError:
-                start_response("500 Broken", [], sys.exc_info())
-            return [b"sorry"]
-
-        self.assertEqual(self.call(recovering), ("500 Broken", b"sorry"))
-        self.assertEqual(self.outcomes, [ERROR])
-
-    def test_exceptions_pass_and_count_wherever_they_come_from(self):
-        def in_the_call(environ, start_response):
-            raise KeyError("call")
-
-        def in_the_body(environ, start_response):
-            start_response("200 OK", [])
-            yield b"begun"
-            raise KeyError("body")
-
-        class Closing(list):
-            def close(self):
-                raise KeyError("close")
-
-        for application in [in_the_call, in_the_body, answering("200 OK", Closing([b"x"]))]:
-            with self.assertRaises(KeyError):
-                self.call(application)
-            self.assertEqual(self.outcomes[-1], ERROR)
-        self.call(answer)
-        self.assertEqual(self.outcomes, [ERROR, ERROR, ERROR, OK])
-
-    def test_a_server_that_stops_early_closes_once_and_is_no_error(self):
-        body = Endless(self.native)
-        status, pieces = self.call(answering("200 OK", body), chunks=3)
-        self.assertEqual((pieces, body.phases), (b"moremoremore", [STREAMING] * 3 + [CLOSING]))
-        self.assertEqual(self.outcomes, [OK])
-
-    def test_a_server_that_cannot_send_closes_the_response_of_a_client_that_is_gone(self):
-        for error, outcome in [(BrokenPipeError, ABORTED), (ConnectionResetError, ABORTED), (ValueError, ERROR)]:
-            body = Endless(self.native)
-            environ = {}
-            util.setup_testing_defaults(environ)
-            response = self.wrap(answering("200 OK", body))(environ, lambda *given: None)
-            with self.assertRaises(error):
-                try:
-                    for piece in response:
-                        raise error("the server's, not the application's")
-                finally:
-                    response.close()
-            self.assertEqual((body.phases, self.outcomes[-1]), ([STREAMING, CLOSING], outcome))
-
-    def test_a_body_that_nobody_closes_ends_when_it_is_dropped(self):
-        gc.disable()
-        self.addCleanup(gc.enable)
-        self.call(answer, close=False)
-        self.assertEqual(self.outcomes, [OK], "no collection may be needed")
-
-    def test_a_file_goes_back_as_the_instance_that_the_server_knows(self):
-        with tempfile.TemporaryFile() as file:
-            file.write(b"contents")
-            file.seek(0)
-            given = []
-
-            def send(environ, start_response):
-                start_response("200 OK", [])
-                given.append(environ["wsgi.file_wrapper"](file))
-                return given[0]
-
-            environ = {"wsgi.file_wrapper": util.FileWrapper}
-            util.setup_testing_defaults(environ)
-            body = self.wrap(send)(environ, lambda *given: None)
-            self.assertIs(body, given[0])
-            self.assertEqual(b"".join(body), b"contents")
-            self.assertEqual(self.outcomes, [None])
-            body.close()
-            self.assertTrue(file.closed)
-            self.assertEqual(self.outcomes, [OK])
-
-    def test_layers_of_one_request_count_once(self):
-        self.assertEqual(self.call(self.wrap(answer)), ("200 OK", b"hello world"))
-        self.assertEqual(self.outcomes, [OK])
-
-    def test_a_path_arrives_as_the_client_meant_it(self):
-        self.call(answer, path="/caf\u00e9".encode("utf-8").decode("latin-1"))
-        self.assertEqual(self.native.requests[0].path, "/caf\u00e9")
-        self.call(answer, path=None)
-        self.assertEqual(self.outcomes, [OK, OK])
 
 
 class Quiet(simple_server.WSGIRequestHandler):

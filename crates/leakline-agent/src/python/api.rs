@@ -24,6 +24,9 @@ pub(crate) struct Allocator {
 pub(crate) const DOMAIN_MEM: c_int = 1;
 /// `PYMEM_DOMAIN_OBJ`.
 pub(crate) const DOMAIN_OBJ: c_int = 2;
+/// `METH_VARARGS` (Include/methodobject.h): the function is given its arguments as a tuple, and with METH_KEYWORDS as a tuple
+/// and a dict or null.
+pub(crate) const METH_VARARGS: c_int = 0x1;
 /// `METH_FASTCALL` (Include/methodobject.h): the function is given an array of arguments and their number.
 pub(crate) const METH_FASTCALL: c_int = 0x80;
 /// `METH_KEYWORDS`: and with the names of those that were given by name, which stand behind the others.
@@ -53,6 +56,8 @@ macro_rules! api {
             pub(crate) interpreter_get: Option<unsafe extern "C" fn() -> *mut c_void>,
             /// `PyIter_Send`, from 3.10 on.
             pub(crate) iter_send: Option<unsafe extern "C" fn(Object, Object, *mut Object) -> c_int>,
+            /// `PyObject_Vectorcall`, from 3.9 on: with the names of arguments that are given by name.
+            pub(crate) vectorcall_named: Option<unsafe extern "C" fn(Object, *const Object, usize, Object) -> Object>,
             /// Where the code of the evaluation loop begins and ends.
             pub(crate) evaluator: (usize, usize),
         }
@@ -68,6 +73,8 @@ macro_rules! api {
                     interpreter_get: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn() -> *mut c_void>>(symbol("PyInterpreterState_Get")) },
                     // SAFETY: as above.
                     iter_send: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn(Object, Object, *mut Object) -> c_int>>(symbol("PyIter_Send")) },
+                    // SAFETY: as above.
+                    vectorcall_named: unsafe { std::mem::transmute::<Option<std::ptr::NonNull<c_void>>, Option<unsafe extern "C" fn(Object, *const Object, usize, Object) -> Object>>(symbol("PyObject_Vectorcall")) },
                     evaluator: symbol("_PyEval_EvalFrameDefault").map_or((0, 0), extent),
                 })
             }
@@ -130,6 +137,7 @@ api! {
     function_new: "PyCFunction_NewEx" => unsafe extern "C" fn(*const MethodDef, Object, Object) -> Object,
     instance_method: "PyInstanceMethod_New" => unsafe extern "C" fn(Object) -> Object,
     call: "PyObject_CallObject" => unsafe extern "C" fn(Object, Object) -> Object,
+    call_by: "PyObject_Call" => unsafe extern "C" fn(Object, Object, Object) -> Object,
     call_with: "PyObject_CallFunctionObjArgs" => unsafe extern "C" fn(Object, ...) -> Object,
     call_method: "PyObject_CallMethodObjArgs" => unsafe extern "C" fn(Object, Object, ...) -> Object,
     is_true: "PyObject_IsTrue" => unsafe extern "C" fn(Object) -> c_int,
@@ -140,14 +148,18 @@ api! {
     allocate: "PyType_GenericAlloc" => unsafe extern "C" fn(Object, isize) -> Object,
     collector_forget: "PyObject_GC_UnTrack" => unsafe extern "C" fn(Object),
     collector_delete: "PyObject_GC_Del" => unsafe extern "C" fn(Object),
+    next: "PyIter_Next" => unsafe extern "C" fn(Object) -> Object,
     get_iterator: "PyObject_GetIter" => unsafe extern "C" fn(Object) -> Object,
     look_up_attribute: "_PyObject_LookupAttr" or "PyObject_GetOptionalAttr" => unsafe extern "C" fn(Object, Object, *mut Object) -> c_int,
     intern: "PyUnicode_InternFromString" => unsafe extern "C" fn(*const c_char) -> Object,
     unicode_from: "PyUnicode_FromString" => unsafe extern "C" fn(*const c_char) -> Object,
+    unicode_from_bytes: "PyUnicode_FromStringAndSize" => unsafe extern "C" fn(*const c_char, isize) -> Object,
     none: "_Py_NoneStruct" => Object,
+    yes: "_Py_TrueStruct" => Object,
     stop_iteration: "PyExc_StopIteration" => *const Object,
     runtime_error: "PyExc_RuntimeError" => *const Object,
     coroutine_type: "PyCoro_Type" => Object,
+    type_type: "PyType_Type" => Object,
     dict_type: "PyDict_Type" => Object,
     list_type: "PyList_Type" => Object,
     tuple_type: "PyTuple_Type" => Object,

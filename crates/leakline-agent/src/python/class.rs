@@ -34,6 +34,7 @@ pub(crate) struct Spec {
 const FLAGS: c_uint = 1 << 18 | 1 << 14;
 
 // Numbers of slots (Include/typeslots.h).
+pub(crate) const MP_LENGTH: c_int = 4;
 pub(crate) const TP_CALL: c_int = 50;
 pub(crate) const TP_CLEAR: c_int = 51;
 pub(crate) const TP_DEALLOC: c_int = 52;

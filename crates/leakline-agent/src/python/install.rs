@@ -165,6 +165,23 @@ pub(crate) const fn method(name: &'static CStr, function: FastFunction) -> Metho
     MethodDef { name: name.as_ptr(), function: Some(function), flags: METH_FASTCALL, doc: std::ptr::null() }
 }
 
+/// A function whose `self` is a pair of objects. A new reference; null with an exception set where there is no memory.
+///
+/// # Safety
+/// The GIL is held, no exception is set.
+pub(crate) unsafe fn with_pair(api: &Api, function: &'static MethodDef, [first, second]: [Object; 2]) -> Object {
+    // SAFETY: the caller's promise. The function holds the pair, and the pair the objects.
+    unsafe {
+        let pair = (api.tuple_pack)(2, first, second);
+        if pair.is_null() {
+            return pair;
+        }
+        let made = (api.function_new)(function, pair, std::ptr::null_mut());
+        (api.decref)(pair);
+        made
+    }
+}
+
 /// # Safety
 /// The GIL is held, no exception is set.
 unsafe fn verify_layout(api: &Api) -> Result<(), &'static str> {

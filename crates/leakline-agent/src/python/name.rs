@@ -38,3 +38,30 @@ impl Name {
         self.interned.load(Ordering::Relaxed)
     }
 }
+
+/// What a dict holds, a borrowed reference; null where it holds nothing, or is no dict.
+///
+/// # Safety
+/// The GIL is held, no exception is set, none is afterwards.
+pub(crate) unsafe fn item(api: &Api, dict: Object, key: &Name) -> Object {
+    // SAFETY: the caller's promise; names live for good.
+    unsafe {
+        let found = (api.dict_item)(dict, key.get());
+        if found.is_null() {
+            api.clear_error();
+        }
+        found
+    }
+}
+
+/// The text that a dict holds, empty where it holds none.
+///
+/// # Safety
+/// As for `item`; the text lives as long as the dict holds it.
+pub(crate) unsafe fn item_text<'a>(api: &Api, dict: Object, key: &Name) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let found = item(api, dict, key);
+        if found.is_null() { &[] } else { super::install::utf8(api, found) }
+    }
+}

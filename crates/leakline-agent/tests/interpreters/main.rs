@@ -355,6 +355,48 @@ fn what_a_server_does_between_requests_is_no_requests() {
     }
 }
 
+/// What a WSGI application does and gives is what it would be without the agent, and each of its requests ends as it did.
+#[test]
+fn applications_end_as_they_do() {
+    for python in pythons() {
+        let ran = run(&python, "wsgi.py", "", &[]);
+        let table = ran.folder.table();
+        assert_eq!(table.header.lost[Loss::ShimFailures as usize], 0, "{python:?}");
+        let found: Vec<(&str, [u64; 3])> =
+            table.routes.iter().skip(1).map(|route| (&*route.name, route.record.requests)).collect();
+        let expected = [
+            ("GET /mount/here", [1, 0, 0]),
+            ("GET /sized", [1, 0, 0]),
+            ("GET /unsized", [1, 0, 0]),
+            ("GET /late", [1, 0, 0]),
+            // 404 and 5, 503 and 599.
+            ("GET /status/<id>", [2, 2, 0]),
+            ("GET /status/name", [0, 1, 0]),
+            ("GET /recovers", [0, 1, 0]),
+            ("GET /raises/call", [0, 1, 0]),
+            ("GET /raises/body", [0, 1, 0]),
+            ("GET /raises/close", [0, 1, 0]),
+            ("GET /raises/none", [0, 1, 0]),
+            ("GET /raises/start", [0, 1, 0]),
+            ("GET /after", [1, 0, 0]),
+            ("GET /early", [1, 0, 0]),
+            ("GET /gone/BrokenPipeError", [0, 0, 1]),
+            ("GET /gone/ConnectionResetError", [0, 0, 1]),
+            ("GET /gone/ValueError", [0, 1, 0]),
+            ("GET /dropped/list", [1, 0, 0]),
+            ("GET /dropped/generator", [1, 0, 0]),
+            ("GET /dropped/after", [1, 0, 0]),
+            ("GET /file", [1, 0, 0]),
+            ("GET /layers", [1, 0, 0]),
+            ("GET /café", [1, 0, 0]),
+            ("GET /bytes/\u{fffd}", [1, 0, 0]),
+            ("GET ", [1, 0, 0]),
+            ("GET /freed", [102, 0, 0]),
+        ];
+        assert_eq!(found, expected, "{python:?}");
+    }
+}
+
 /// What an ASGI application does and gets is what it would be without the agent, and each of its requests ends as it did.
 #[test]
 fn asynchronous_applications_end_as_they_do() {
