@@ -151,7 +151,16 @@ fn libraries() {
 
 #[test]
 fn maps_of_processes() {
-    torture(&fs::read("/proc/self/maps").unwrap(), 400, exercise::maps);
+    let genuine = fs::read("/proc/self/maps").unwrap();
+    torture(&genuine, 400, exercise::maps);
+    // Files that are called as System V's shared memory is, or by no letters at all, and that memory itself.
+    for path in ["/SYSV", "/SYSV/bin/cp", "/SYSV0000\u{e4}000", "/SYSV0000abcd (deleted)", "/srv/a /SYSV"] {
+        let line = format!("7f0000000000-7f0000001000 r--p 00000000 fe:00 7      {path}\n");
+        assert!(exercise::maps(&[line.as_bytes(), &genuine].concat()), "{path}");
+    }
+    assert!(exercise::maps(
+        &[b"7f0000000000-7f0000001000 r--p 00000000 fe:00 7      /srv/\xff\n", &genuine[..]].concat()
+    ));
 }
 
 /// Each encoding is tried by what the others would write, and by what nobody would.

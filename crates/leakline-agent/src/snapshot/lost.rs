@@ -119,7 +119,14 @@ impl Blocks {
         while let Some(line) = lines.next() {
             let Some((start, end)) = area(line) else { continue };
             if line.ends_with(b"[heap]") {
-                self.main_heap = start;
+                // Where it grew after a fork it is two mappings, and a chunk may lie in both.
+                match self.areas.last_mut().filter(|(first, behind)| *first == self.main_heap && *behind == start) {
+                    Some((_, behind)) => {
+                        *behind = end;
+                        continue;
+                    }
+                    None => self.main_heap = start,
+                }
             }
             // What remains of it without our own: each of those cuts a piece out at most once.
             let mut from = start;

@@ -160,7 +160,7 @@ enum Below {
 fn mappings(process: &Process) -> Option<Vec<Mapping>> {
     let mut found: Vec<Mapping> = Vec::new();
     let mut previous: Option<MemoryMap> = None;
-    for map in process.smaps().ok()? {
+    for map in super::process::mappings(process, "smaps").ok()? {
         let below = previous.as_ref().filter(|below| below.address.1 == map.address.0);
         let rss = map.extension.map.get("Rss").copied().unwrap_or(0);
         if let Some(kind) = kind(&map) {

@@ -1,9 +1,11 @@
 //! From a process id to what `/proc` knows of the process.
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 
-use procfs::process::{Process, Stat};
+use procfs::process::{MemoryMaps, Process, Stat};
+use procfs::{FromRead, ProcResult};
 
 /// One process, told apart from a later one with the same id by the moment it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +35,26 @@ impl Identity {
         }
         Some(Resident { now: status.vmrss? * 1024, peak: status.vmhwm? * 1024 })
     }
+}
+
+/// What is mapped in a process, by its `maps` or `smaps`.
+pub fn mappings(process: &Process, file: &str) -> ProcResult<MemoryMaps> {
+    let mut text = Vec::new();
+    process.open_relative(file)?.read_to_end(&mut text)?;
+    mappings_in(&text)
+}
+
+/// The same by the kernel's words. procfs takes a path that begins with `/SYSV` for System V's shared memory, and panics where
+/// no key of eight digits follows; but any file may be called so. A second slash leads to the same file.
+pub fn mappings_in(text: &[u8]) -> ProcResult<MemoryMaps> {
+    let mut lines = String::new();
+    for line in String::from_utf8_lossy(text).lines() {
+        let (before, path) = line.split_at(line.find(" /").map_or(line.len(), |at| at + 1));
+        let key = path.strip_prefix("/SYSV").map(|rest| rest.as_bytes().get(..8).unwrap_or_default());
+        let is_file = key.is_some_and(|key| key.len() < 8 || !key.iter().all(u8::is_ascii_hexdigit));
+        lines.extend([before, if is_file { "/" } else { "" }, path, "\n"]);
+    }
+    MemoryMaps::from_read(lines.as_bytes())
 }
 
 /// The namespace of process ids that a process lives in, by the number of its file; `None` where we may not look.

@@ -29,7 +29,7 @@ impl Mapped {
     pub fn of(pid: u32) -> Result<Self, Failure> {
         let process = Process::new(pid as i32)
             .map_err(|_| Failure::new(Exit::Error, format!("there is no process {pid}"), "check the process id"))?;
-        let maps = process.maps().map_err(|error| {
+        let maps = super::process::mappings(&process, "maps").map_err(|error| {
             let what = format!("cannot read the memory map of process {pid}: {error}");
             Failure::new(Exit::Permission, what, "run as its owner or as root")
         })?;

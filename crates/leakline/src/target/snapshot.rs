@@ -66,7 +66,9 @@ impl Forecast {
             Some(kib << 10)
         });
         let pages = own.unwrap_or(resident) as f64 / PAGE as f64;
-        let mappings = process.and_then(|process| process.maps().ok()).map_or(0, |maps| maps.0.len()) as f64;
+        let mappings = process
+            .and_then(|process| super::process::mappings(&process, "maps").ok())
+            .map_or(0, |maps| maps.0.len()) as f64;
         let [fastest, median] = measure().unwrap_or([USUAL; 2]);
         let [alone, slow] = [fastest, median].map(|costs| pages * costs.page + mappings * costs.mapping);
         // What takes longer than a turn on the core has to wait for all others who want one.

@@ -12,8 +12,8 @@ use leakline::drive::{plan::Plan, schedule::Schedule};
 use leakline::runs::Run;
 use leakline::symbols::{self, native};
 use leakline::target::attach::memory::{Library, Maps};
+use leakline::target::process;
 use leakline_table::reader::Module;
-use procfs::{FromRead, process::MemoryMaps};
 
 /// A `run.json`, in a folder that is there for it.
 pub fn record(folder: &Path, bytes: &[u8]) -> bool {
@@ -69,7 +69,7 @@ pub fn library(file: &Path, build_id: &[u8], bytes: &[u8]) -> bool {
 
 /// What is mapped in a process.
 pub fn maps(bytes: &[u8]) -> bool {
-    let Ok(maps) = MemoryMaps::from_read(bytes) else { return false };
+    let Ok(maps) = process::mappings_in(bytes) else { return false };
     let maps = Maps::new(std::process::id(), maps);
     for file in maps.files() {
         for range in maps.code(file).into_iter().chain(maps.data(file)) {

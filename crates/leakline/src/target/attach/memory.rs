@@ -63,7 +63,7 @@ pub struct Maps {
 impl Maps {
     /// As it is now.
     pub fn of(pid: u32) -> procfs::ProcResult<Self> {
-        Ok(Self::new(pid, Process::new(pid as i32)?.maps()?))
+        Ok(Self::new(pid, crate::target::process::mappings(&Process::new(pid as i32)?, "maps")?))
     }
 
     /// As the kernel's words for it say.
