@@ -21,6 +21,9 @@ const USUAL: Costs = Costs { page: 0.4e-6, mapping: 2e-6 };
 const PAGES: usize = 4096;
 const MAPPINGS: usize = 512;
 const TIMES: usize = 5;
+/// How many times as long as ours, which were touched one after the other a moment before, the pages of a process that has worked
+/// for a while take at the most: what the kernel knows of them lies scattered in memory (bench/README.md).
+const SCATTERED: f64 = 3.0;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 /// Seconds that the kernel's scheduler leaves somebody on a core whom others wait for.
@@ -75,8 +78,9 @@ impl Forecast {
         let crowd = crowd();
         let among_others = |alone: f64| alone.min(TURN) + (alone - TURN).max(0.0) * crowd;
         // Whoever begins at the end of a turn waits for all others once more.
-        let range = [alone, among_others(slow.max(alone)) + (crowd - 1.0) * TURN];
-        Some(Self { pause: among_others(alone), range, headroom: limit::headroom(pid), resident })
+        let most = SCATTERED * slow.max(alone);
+        let range = [alone, among_others(most) + (crowd - 1.0) * TURN];
+        Some(Self { pause: among_others(SCATTERED * alone), range, headroom: limit::headroom(pid), resident })
     }
 
     /// Why it had better not be taken; `None` where nothing speaks against it.
