@@ -499,7 +499,8 @@ record! {
         requests: u64,
         /// Resident set, bytes.
         rss_bytes: u64,
-        /// The sampling interval in force, bytes.
+        /// The sampling interval in force, bytes; doubled whenever the table was thinned since, as the weights of that
+        /// time's samples are.
         interval_bytes: f64,
     }
 }

@@ -3,7 +3,7 @@
 mod memory;
 
 use leakline_table::layout::{FLAG_GROWTH, FLAG_SMALL, Loss, OWNER_IN_FLIGHT, OWNER_NONE, OWNER_SETTLED, SampleRecord};
-use leakline_table::writer::{Birth, Ending, Life, Random};
+use leakline_table::writer::{Birth, Ending, Life, Moment, Random};
 use memory::Table;
 use std::collections::{BTreeMap, HashMap};
 
@@ -309,6 +309,7 @@ const CROWD: [u64; 3] = [900 * 1000, 300 * 1500, 300 * 250];
 fn crowd(seed: u64) -> [f64; 3] {
     let mut table = Table::new(seed);
     let stack = table.stack("crowd", 1);
+    table.writer.tick(&Moment { time_ns: 1, rss_bytes: 1, rss_peak_bytes: 1, full_collections: 0, agent_ns: 0 });
     let requests: Vec<u64> =
         (0..3).map(|route| table.writer.begin(b"GET", format!("/r{route}").as_bytes(), 0)).collect();
     // As if each byte were sampled: what is estimated then is known exactly before the table is thinned.
@@ -352,6 +353,8 @@ fn crowd(seed: u64) -> [f64; 3] {
     let snapshot = table.snapshot();
     assert!(snapshot.header.lost[Loss::Thinned as usize] > 1000, "the table was never full");
     assert!(table.writer.interval_bytes() >= 4.0 * 4096.0);
+    // What is left of that time's samples stands for as much as what comes.
+    assert_eq!(snapshot.ticks[0].interval_bytes, table.writer.interval_bytes());
     assert!(snapshot.samples.len() <= ROOM);
     let mut live = [0.0; 3];
     for sample in &snapshot.samples {

@@ -88,6 +88,7 @@ fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worke
             time: seconds(tick.time_ns),
             requests: count(tick.requests),
             rss_bytes: count(tick.rss_bytes),
+            interval_bytes: tick.interval_bytes,
         })
         .collect();
     ticks.sort_by(|one, other| one.time.total_cmp(&other.time));

@@ -428,10 +428,12 @@ impl Writer<'_> {
     }
 
     /// Drops each sample with a chance of one half and doubles the weight of those that stay: the sums stay unbiased.
-    /// The interval is doubled, so that what comes is as likely to be kept as what is here.
+    /// The interval is doubled, so that what comes is as likely to be kept as what is here; those of the history, too.
     fn thin(&mut self) {
         let before = self.header.interval_bytes;
         self.header.interval_bytes = before * 2.0;
+        let written = self.header.ticks as usize;
+        self.ticks.iter_mut().take(written).for_each(|tick| tick.interval_bytes *= 2.0);
         self.samples.round = self.samples.round.wrapping_add(1);
         let mut dropped = 0;
         for slot in 0..self.samples.used {

@@ -232,7 +232,8 @@ impl Candidate<'_> {
     /// Standard deviation of its bytes. A block of z bytes with the weight w has the variance w (w - z), which is below
     /// w R for any size.
     fn deviation(&self) -> f64 {
-        (self.worker.interval_bytes * self.peak.bytes).sqrt()
+        let at = self.peak.after as f64;
+        (self.worker.interval_between(at, at + 1.0) * self.peak.bytes).sqrt()
     }
 
     /// The highest of n estimates of the same is up to sqrt(2 ln n) deviations too high on average.

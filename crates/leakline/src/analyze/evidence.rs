@@ -259,6 +259,8 @@ pub struct Tick {
     pub requests: u64,
     /// Resident set, bytes.
     pub rss_bytes: u64,
+    /// The mean distance between samples of that time, in bytes; of those that are left, where they were thinned since.
+    pub interval_bytes: f64,
 }
 
 /// What was lost, and why.
@@ -395,6 +397,25 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The mean distance between samples, in bytes, over the requests `from < n <= to` of any route: it follows what samples
+    /// may cost, and so goes up and down.
+    ///
+    /// It is the mean over requests that tells how much is known of them. Where each leaves b bytes, those that were sampled
+    /// every R bytes leave b / R samples of the weight R, so that the independent survivors (Σw)² / Σw² of n requests are n b
+    /// over the mean of R.
+    pub fn interval_between(&self, from: f64, to: f64) -> f64 {
+        let ticks = self.ticks.iter().map(|tick| (tick.requests, tick.interval_bytes));
+        let (mut before, mut requests, mut intervals) = (from, 0.0, 0.0);
+        for (until, interval) in ticks.chain([(self.requests, self.interval_bytes)]) {
+            let until = (until as f64).min(to);
+            let between = (until - before).max(0.0);
+            requests += between;
+            intervals += between * interval;
+            before = before.max(until);
+        }
+        if requests > 0.0 { intervals / requests } else { self.interval_bytes }
+    }
+
     /// The native code and the lines of Python of a stack; nothing where it is not known.
     pub fn calls(&self, stack: Option<StackId>) -> (Vec<NativeFrame>, Vec<Frame>) {
         let Some(StackId(stack)) = stack else { return (vec![], vec![]) };

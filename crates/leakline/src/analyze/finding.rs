@@ -347,7 +347,9 @@ fn expected_objects(evidence: &Evidence, deposits: &Deposits, members: &[&Deposi
     };
     let blocks = members.iter().filter(|deposit| !deposit.growth && deposit.size > 0 && is_of_library(deposit));
     let expected = blocks.map(|deposit| {
-        let interval = evidence.workers[deposit.worker].interval_bytes.max(1.0);
+        let worker = &evidence.workers[deposit.worker];
+        let born = worker.samples[deposit.sample].born as f64;
+        let interval = worker.interval_between(born, born + 1.0).max(1.0);
         deposit.bytes / deposit.size as f64 * -(-HOLDING_OBJECT / interval).exp_m1()
     });
     expected.sum()

@@ -1,6 +1,6 @@
 //! Turns rates into what they lead to: when the memory limit is reached, and what leak would not have been seen at all.
 use super::decision::survivors_needed;
-use super::deposit::{Deposits, History, Source};
+use super::deposit::{Deposits, Source};
 use super::evidence::{Evidence, Tick, Worker};
 
 /// The time that the evidence spans.
@@ -60,11 +60,15 @@ pub fn smallest_visible(evidence: &Evidence, deposits: &Deposits, groups: usize)
         let of_route = |source: &Source| matches!(source, Source::Route(of, _) if of.0 == route);
         let (mut requests, mut longest, mut intervals) = (0.0, 0.0_f64, 0.0);
         let windows = deposits.histories.iter().filter(|((_, source), _)| of_route(source));
-        for (&(worker, _), History { window, .. }) in windows {
-            let Some(window) = window else { continue };
+        for (&(index, _), history) in windows {
+            let Some(window) = history.window else { continue };
+            let worker = &evidence.workers[index];
+            // The route's requests are taken to be spread evenly over the worker's.
+            let of_worker = |request: f64| request / history.requests as f64 * worker.requests as f64;
+            let interval = worker.interval_between(of_worker(window.from), of_worker(window.to));
             requests += window.requests();
             longest = longest.max(window.requests());
-            intervals += window.requests() * evidence.workers[worker].interval_bytes;
+            intervals += window.requests() * interval;
         }
         let interval = intervals / requests;
         // What is needed falls with the bytes that are there, so it is settled by going round.

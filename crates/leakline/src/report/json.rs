@@ -393,7 +393,8 @@ fn basis(evidence: &Evidence, analysis: &Analysis) -> Basis {
         *lost.entry(loss.cause).or_default() += loss.count;
     }
     let samples: u64 = evidence.workers.iter().map(|worker| worker.samples_taken).sum();
-    let intervals = evidence.workers.iter().map(|worker| worker.interval_bytes * worker.samples_taken as f64);
+    let of_all = |worker: &Worker| worker.interval_between(0.0, worker.requests as f64);
+    let intervals = evidence.workers.iter().map(|worker| of_all(worker) * worker.samples_taken as f64);
     Basis {
         samples,
         mean_interval_bytes: if samples > 0 { intervals.sum::<f64>() / samples as f64 } else { 0.0 },
@@ -774,7 +775,7 @@ mod tests {
 
     #[test]
     fn memory_at_first_is_that_of_the_processes_whose_memory_is_told_now() {
-        let tick = |rss_bytes| Tick { time: 1.0, requests: 1, rss_bytes };
+        let tick = |rss_bytes| Tick { time: 1.0, requests: 1, rss_bytes, interval_bytes: 4096.0 };
         let worker = |alive, first: Option<u64>, rss_bytes| {
             let ticks = first.map(tick).into_iter().collect();
             Worker { alive, ticks, rss_bytes, ..Worker::default() }

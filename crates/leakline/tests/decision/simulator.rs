@@ -40,6 +40,11 @@ impl Server {
         Self { rng, interval, samples: vec![], parked: vec![], current: None, worker }
     }
 
+    /// What comes is sampled once in `interval` bytes.
+    pub fn sample_every(&mut self, interval: f64) {
+        self.interval = interval;
+    }
+
     /// The stack of a line of the application which, unless `library` is empty, allocates by way of a library.
     pub fn line(&mut self, file: &str, line: u32, library: &str) -> StackId {
         let frame = |file: String, function: &str, line| Frame { file, function: function.into(), line };
@@ -82,7 +87,8 @@ impl Server {
         self.worker.requests += 1;
         if self.worker.requests % 100 == 1 {
             let time = 1_700_000_000.0 + self.worker.requests as f64 / 100.0;
-            self.worker.ticks.push(Tick { time, requests: self.worker.requests, rss_bytes: 30_000_000 });
+            let (requests, interval_bytes) = (self.worker.requests, self.interval);
+            self.worker.ticks.push(Tick { time, requests, rss_bytes: 30_000_000, interval_bytes });
         }
     }
 
@@ -129,6 +135,7 @@ impl Server {
     /// thinned so that memory halves.
     pub fn thin(&mut self) {
         self.interval *= 2.0;
+        self.worker.ticks.iter_mut().for_each(|tick| tick.interval_bytes *= 2.0);
         for slot in &mut self.samples {
             if let Some(sample) = slot {
                 sample.weight *= 2.0;
