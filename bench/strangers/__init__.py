@@ -33,6 +33,11 @@ class Leak:
     # The share of all requests that are of the route and outcome: those that a report divides by.
     share: float
 
+    @property
+    def per_request(self):
+        """Bytes that a request of the route and outcome keeps, as asked of the generator."""
+        return self.size * (1 if self.outcome == "error" else habits.CONDITIONS[self.condition].leaking)
+
 
 @dataclasses.dataclass
 class Stranger:
@@ -69,7 +74,7 @@ def make(seed, number, leaky, pythons):
         paths.append(name)
     total = math.exp(chance.uniform(math.log(500), math.log(4000))) if leak is None else MOST_REQUESTS
     if leak:
-        per_request = leak.share * (leak.size * habits.CONDITIONS[leak.condition].leaking)
+        per_request = leak.share * leak.per_request
         most = min(MOST_REQUESTS, max(300, MOST_KEPT / per_request))
         looks = sorted({round(min(look / leak.share, most)) for look in LOOKS})
     else:
