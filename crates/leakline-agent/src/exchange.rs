@@ -367,7 +367,10 @@ unsafe extern "C" fn close(this: Object, _start: *const Object, _count: isize) -
         (api.incref)(inner);
         let result = (api.call_method)(inner, CLOSE.get(), NULL);
         (api.decref)(inner);
+        // What the application raises instead of ending is put aside meanwhile.
+        let [kind, value, trace] = api.fetch();
         end_in(api, this, Some(ABORTED));
+        (api.err_restore)(kind, value, trace);
         result
     }
 }

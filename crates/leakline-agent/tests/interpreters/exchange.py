@@ -5,6 +5,7 @@ import asyncio
 import gc
 import importlib
 import sys
+import time
 import types
 import weakref
 from importlib.machinery import ModuleSpec
@@ -232,6 +233,22 @@ def by_hand():
     closed = RequestResponseCycle("/dropped").run_asgi(app)
     closed.send(None)
     closed.close()
+
+    async def clings(scope, receive, send):
+        try:
+            await asks(scope, receive, send)
+        finally:
+            raise ValueError("while it is closed")
+
+    clinging = RequestResponseCycle("/dropped").run_asgi(clings)
+    clinging.send(None)
+    # When a request ends, the agent looks at the process if it has not for a second: that must not lose the error.
+    time.sleep(1.1)
+    try:
+        clinging.close()
+        raise AssertionError("what the application raised is lost")
+    except ValueError as error:
+        assert str(error) == "while it is closed"
 
     found = []
 

@@ -424,7 +424,7 @@ fn asynchronous_applications_end_as_they_do() {
             ("GET /nonsense", [1, 0, 0]),
             ("WS /socket", [1, 0, 0]),
             ("GET /hand", [2, 0, 0]),
-            ("GET /dropped", [0, 0, 2]),
+            ("GET /dropped", [0, 0, 3]),
             ("GET /grasped", [1, 0, 0]),
             ("GET /freed", [54, 0, 0]),
         ];
