@@ -6,7 +6,7 @@
 
 mod gate;
 
-use crate::clock;
+use crate::{clock, table};
 use gate::Gate;
 use leakline_table::layout::Loss;
 use leakline_table::writer::{Filter, Writer};
@@ -131,10 +131,10 @@ pub(crate) fn spent_ns() -> u64 {
 }
 
 impl Recorder {
-    /// The table's writer; `None` where there is no table (yet).
+    /// The table's writer; `None` where there is no table (yet), or it is not mapped in this copy of its process.
     pub(crate) fn writer(&mut self) -> Option<&mut Writer<'static>> {
         // SAFETY: a Recorder exists once at most, and it is borrowed for as long as the writer is.
-        unsafe { (*WRITER.0.get()).as_mut() }
+        unsafe { (*WRITER.0.get()).as_mut() }.filter(|_| table::is_mapped())
     }
 
     /// Puts another writer in place, or none. What the last one wrote stays in its file.

@@ -109,7 +109,8 @@ fn join() {
 
 /// Before a fork: ends the thread; if it makes a snapshot just now, after that.
 pub(crate) fn rest() {
-    if THREAD.load(Ordering::Acquire) == 0 {
+    // A copy of the process that was made without our being told has not got the thread that it remembers.
+    if THREAD.load(Ordering::Acquire) == 0 || !table::is_of_this_process() {
         return;
     }
     RESTING.store(true, Ordering::SeqCst);

@@ -5,7 +5,7 @@ use crate::{attach, clock, config, native, python, sampler, stack};
 use leakline_table::layout::{HEADER_BYTES, Header, LEAST_BYTES, MOST_BYTES};
 use leakline_table::writer::{Origin, Writer};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 /// Why there is no table.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,38 @@ pub(crate) fn is_of_this_process() -> bool {
     let owner = OWNER.load(Ordering::Relaxed);
     // SAFETY: has no preconditions.
     owner == 0 || owner == unsafe { libc::getpid() as u32 }
+}
+
+/// Where it is written that the table is mapped: in a page that the kernel empties for a forked child, since a child of
+/// which nobody told us (of the system call, or of `_Fork`) has a copy of all our memory and none of the table's mappings.
+/// Where there is no such page, as before Linux 4.14, it is always taken to be mapped.
+static IS_MAPPED: AtomicPtr<AtomicBool> = AtomicPtr::new((&raw const ALWAYS).cast_mut());
+static ALWAYS: AtomicBool = AtomicBool::new(true);
+
+/// Is the table that the recorder's writer knows mapped in this process?
+#[inline]
+pub(crate) fn is_mapped() -> bool {
+    // SAFETY: a static, or a page that is never given back.
+    unsafe { (*IS_MAPPED.load(Ordering::Relaxed)).load(Ordering::Relaxed) }
+}
+
+/// Remembers that it is.
+fn set_mapped() {
+    const PAGE: usize = 4096;
+    let always = (&raw const ALWAYS).cast_mut();
+    if IS_MAPPED.load(Ordering::Relaxed) == always
+        && let Some(page) = native::map(PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    {
+        // SAFETY: a new page, which nobody knows before it does what it is to do.
+        unsafe {
+            match libc::madvise(page as *mut _, PAGE, libc::MADV_WIPEONFORK) {
+                0 => IS_MAPPED.store(page as *mut AtomicBool, Ordering::Relaxed),
+                _ => native::unmap(page, PAGE),
+            }
+        }
+    }
+    // SAFETY: as in `is_mapped`.
+    unsafe { (*IS_MAPPED.load(Ordering::Relaxed)).store(true, Ordering::Relaxed) };
 }
 
 /// Address and bytes of the table and of what the writer keeps beside it.
@@ -143,6 +175,7 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
         writer.tells_end();
     }
     stack::forget(recorder);
+    set_mapped();
     recorder.install(Some(writer));
     for ((start, bytes), mapping) in MAPPED.iter().zip(mapped) {
         start.store(mapping.0, Ordering::Relaxed);

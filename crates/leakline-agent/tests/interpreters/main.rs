@@ -207,6 +207,24 @@ fn each_process_has_its_own_table() {
     }
 }
 
+/// Of the system call the agent is not told. The copy finds no table mapped, and goes on without; what it forks has one.
+#[test]
+fn copies_that_nobody_announces_are_unharmed() {
+    for python in pythons() {
+        let ran = run(&python, "cloned.py", "", &[SPENDTHRIFT]);
+        let pid = ran.said[0].1 as u32;
+        let tables = ran.folder.tables();
+        assert_eq!(tables.len(), 2, "{python:?}");
+        for table in &tables {
+            let live = live_by_function(table, &ran.path);
+            assert!(
+                (live["keeps"].bytes > 0.0) && (table.header.pid == pid || table.header.parent != pid),
+                "{python:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn programs_that_are_started_leave_no_table() {
     for python in pythons() {
