@@ -111,7 +111,9 @@ def reinstate():
     for owner, name, ours, original in REPLACED:
         if held(owner, name) is original:
             put(owner, name, ours)
-    sys.meta_path.insert(0, FINDER)
+    # Whoever comes back before `withdraw` could be called finds it there.
+    if FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, FINDER)
     instrument_imported()
     for observe in AT_WORK:
         try:

@@ -9,7 +9,7 @@ type ClockGettime = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -
 /// The C library's own clock_gettime; 0 where it was not found.
 static OWN: AtomicUsize = AtomicUsize::new(0);
 
-/// Looks for the C library's own clock_gettime. A library that was preloaded to tell another time, as libfaketime is,
+/// Gets both kinds of clocks ready, and looks for the C library's own clock_gettime. A library that was preloaded to tell another time, as libfaketime is,
 /// allocates with its lock taken, and would wait for ever for itself if the hook that sees it asked for the time.
 pub(crate) fn prepare() {
     // SAFETY: both get C strings. What is loaded already is only looked up, and the C library is never unloaded.
@@ -18,6 +18,8 @@ pub(crate) fn prepare() {
         if library.is_null() { library } else { libc::dlsym(library, c"clock_gettime".as_ptr()) }
     };
     OWN.store(found as usize, Ordering::Relaxed);
+    // Once outside of any hook: a child that is forked while another thread does it for the first time would wait for ever.
+    ns_of(0);
 }
 
 fn read(clock: libc::clockid_t) -> u64 {

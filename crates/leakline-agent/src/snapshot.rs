@@ -166,11 +166,14 @@ fn wake(word: &AtomicU32) {
 /// # Safety
 /// The GIL is held.
 pub(crate) unsafe fn close(api: &Api) {
-    let call = Call(CALL.load(Ordering::Acquire));
-    // SAFETY: the caller holds the GIL, and gets it back.
+    // A mapping of our own: the thread's goes with the thread, which another thread's fork may end while we wait.
+    let header = (!CALL.load(Ordering::Acquire).is_null()).then(table::map_header).flatten();
+    // SAFETY: the caller holds the GIL, and gets it back; the mapping is used here alone.
     unsafe {
-        if !call.0.is_null() {
+        if let Some(header) = header {
+            let call = Call(&raw mut (*header).snapshot);
             wait_without_gil(api, MOST_EXPECTED_MS, || call.expected().load(Ordering::Acquire) != 0);
+            native::unmap(header as usize, HEADER_BYTES);
         }
         CLOSED.store(true, Ordering::SeqCst);
         wait_without_gil(api, u32::MAX, || BUSY.load(Ordering::SeqCst));

@@ -156,8 +156,15 @@ pub(crate) fn create(recorder: &mut Recorder) -> Result<(), Failure> {
 
     give_back();
     let file = map_file(path, bytes)?;
-    let private = map(-1, Writer::private_bytes(bytes))?;
-    let mapped = [(file.as_ptr() as usize, file.len()), (private.as_ptr() as usize, private.len())];
+    let file_at = (file.as_ptr() as usize, file.len());
+    let private = map(-1, Writer::private_bytes(bytes)).inspect_err(|_| {
+        // SAFETY: a mapping of our own that nobody uses yet, and a C string.
+        unsafe {
+            native::unmap(file_at.0, file_at.1);
+            libc::unlink(path.as_ptr());
+        }
+    })?;
+    let mapped = [file_at, (private.as_ptr() as usize, private.len())];
     let mut command = [0; COMMAND_BYTES];
     let command_bytes = read_file(c"/proc/self/cmdline", &mut command);
     let origin = Origin {

@@ -220,6 +220,10 @@ class Installing(Scratch):
         self.assertEqual(self.fetch(server, "/again"), (200, b"hello world"))
         self.assertEqual([request.path for request in native.requests], ["/watched", "/again"])
         self.assertEqual((native.name, namespace["failed"]), ("wsgiref", {}))
+        # Whoever comes back before we could leave finds us, and then we leave as a whole.
+        native.reinstate()
+        native.withdraw()
+        self.assertEqual((dict(vars(simple_server.WSGIServer)), sys.meta_path), (dict(before), finders))
 
     def test_what_somebody_wraps_around_us_stays_when_we_leave(self):
         native, namespace = execute_shim()
