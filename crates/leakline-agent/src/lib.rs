@@ -10,8 +10,11 @@
 //! stack          one stack of both
 //! requests       begin, end, route: what the shim calls; the current request, a ContextVar
 //! gunicorn       its hooks, which begin and end a request
+//! wsgi           the application that other WSGI servers are given
+//! response       what a WSGI server iterates over and closes, so that we learn of the closing
+//! exchange       what an ASGI server awaits for one request
+//! uvicorn, starlette, werkzeug   functions of theirs that are called for each request, in C's manner
 //! threads        threads that a request starts work for it
-//! response       what a server iterates over and closes, so that we learn of the closing
 //! fork           a child gets a table of its own
 //! attach         how a command that came later brings the agent in, and out again
 //! end            what ends by itself says so, so that the others are known to have been killed

@@ -1,5 +1,5 @@
-//! recv, send and their like, put in front of the C library's as `native` puts malloc. Each call is made as it was asked for, and
-//! what it returned is looked at afterwards; errno stays what the call left.
+//! recv, send and their like, put in front of the C library's as `native` puts malloc. Each call is made as it was asked
+//! for, and what it returned is looked at afterwards; errno stays what the call left.
 //!
 //! `read`, `write` and `close` also serve files: for a descriptor that is not known as a socket they cost some ten
 //! instructions. All of these functions may be called in a signal's handler, between fork and exec, and in a thread that

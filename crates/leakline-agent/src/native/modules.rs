@@ -1,10 +1,10 @@
 //! Programs and libraries: from an address of code to the module that it lies in, its unwind tables and its name.
 //!
 //! `_dl_find_object` (glibc 2.35 and later) answers without a lock, also while another thread loads or unloads a library,
-//! and so it is asked for every frame in what may be unloaded: a module that has gone, or another one in its place, cannot be taken for the one
-//! that was there. Only at the first sight of a module does `dl_iterate_phdr` tell the rest. It waits for nobody but a
-//! thread that changes the loader's list in that moment, which allocates nothing meanwhile. The tables themselves stay
-//! where they are: `.eh_frame_hdr` is sorted, so nothing is parsed ahead and nothing is copied.
+//! and so it is asked for every frame in what may be unloaded: a module that has gone, or another one in its place, cannot be
+//! taken for the one that was there. Only at the first sight of a module does `dl_iterate_phdr` tell the rest. It waits for
+//! nobody but a thread that changes the loader's list in that moment, which allocates nothing meanwhile. The tables
+//! themselves stay where they are: `.eh_frame_hdr` is sorted, so nothing is parsed ahead and nothing is copied.
 
 use super::unwind::Unwinder;
 use crate::config;

@@ -237,7 +237,7 @@ unsafe fn frames_are_known(api: &Api, arguments: &[Object]) -> bool {
         }
         let mut found = [None; 3];
         let mut depth = 0;
-        // The frames come from unverified offsets: each address is checked before it is followed (`is_readable`).
+        // The frames come from unverified offsets: each address is checked before it is followed.
         if !frames::is_walkable(layout, thread) {
             return false;
         }
