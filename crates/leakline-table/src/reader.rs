@@ -35,11 +35,9 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooShort { bytes } => write!(f, "cut short: {bytes} bytes are less than a table's header"),
+            Self::TooShort { bytes } => write!(f, "cut short: {bytes} bytes are less than a header"),
             Self::NotATable => f.write_str("not a leakline table"),
-            Self::Newer { version } => {
-                write!(f, "written by a newer leakline (table version {version}, this one reads {})", layout::VERSION)
-            }
+            Self::Newer { version } => write!(f, "written by a newer leakline, in version {version} of the format"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),
         }
     }

@@ -191,7 +191,7 @@ impl<'a> Writer<'a> {
     }
 
     fn lose_many(&mut self, cause: Loss, count: u64) {
-        const { assert!((Loss::MappingsLost as usize) < LOSSES) };
+        const { assert!(layout::LOSS_NAMES.len() <= LOSSES) };
         self.header.lost[cause as usize] += count;
     }
 

@@ -81,7 +81,7 @@ pub struct Heap {
 /// Reads and checks the header alone.
 pub fn header(file: &[u8]) -> Result<HeapHeader, Refusal> {
     if file.len() >= MAGIC.len() && file[..MAGIC.len()] != MAGIC {
-        return Err(Refusal::NotATable);
+        return Err(Refusal::Damaged { what: "it does not begin as a snapshot does" });
     }
     let header = HeapHeader::decode(file).ok_or(Refusal::TooShort { bytes: file.len() })?;
     if header.version > VERSION {
