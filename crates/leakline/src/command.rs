@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::reader::printable;
+use crate::printable::printable;
 use crate::runs::{Run, Runs};
 use crate::target::root::{Place, Root};
 use owner::Owner;

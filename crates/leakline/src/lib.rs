@@ -5,6 +5,7 @@ pub mod command;
 pub mod drive;
 pub mod failure;
 pub mod heap;
+pub mod printable;
 pub mod reader;
 pub mod report;
 pub mod runs;

@@ -15,6 +15,7 @@ use crate::analyze::evidence::{
     Role, Route, RouteId, Sample, Served, Settled, StackId, Tick, Worker,
 };
 use crate::failure::{Exit, Failure};
+use crate::printable::printable;
 use crate::runs::TableFile;
 use crate::symbols::native::{self, Function};
 use crate::symbols::{self, Minor};
@@ -306,23 +307,6 @@ fn count(value: u64) -> u64 {
 /// The same for estimates, which besides may be no number at all.
 fn amount(value: f64) -> f64 {
     if value.is_nan() { 0.0 } else { value.clamp(0.0, (1u64 << 50) as f64) }
-}
-
-/// Paths and names may come from whoever sends a request: what would steer a terminal, begin another line or turn the
-/// direction of what follows is spelled out.
-pub fn printable(text: &str) -> String {
-    let steers = |letter: char| {
-        letter.is_control()
-            || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().fold(String::with_capacity(text.len()), |mut safe, letter| {
-        if steers(letter) {
-            safe.extend(letter.escape_default())
-        } else {
-            safe.push(letter)
-        }
-        safe
-    })
 }
 
 fn seconds(nanoseconds: u64) -> f64 {

@@ -12,6 +12,7 @@ use super::effort::Effort;
 use super::owner::Owner;
 use super::{Global, print, report, say};
 use crate::failure::{Exit, Failure};
+use crate::printable::printable;
 use crate::report::{count, size};
 use crate::runs::{self, Run, Runs};
 use crate::target::agent::Source;
@@ -82,7 +83,9 @@ impl Line {
     /// For a person; `done` says what was done, `waits` what is still to come.
     pub fn text(&self, done: &str, waits: &str) -> String {
         let Some(stopped) = self.stopped else {
-            return format!("{:>8}  NOT {done}: {}\n", self.pid, self.error.as_deref().unwrap_or_default());
+            // It may name a file that the process has chosen.
+            let why = printable(self.error.as_deref().unwrap_or_default());
+            return format!("{:>8}  NOT {done}: {why}\n", self.pid);
         };
         let threads = match self.threads {
             Some(1) => "1 thread".to_owned(),
@@ -284,5 +287,17 @@ fn time(text: &str) -> Result<Duration, String> {
     match digits.parse::<u32>() {
         Ok(number) if unit > 0 && number > 0 => Ok(Duration::from_secs(u64::from(number) * unit)),
         _ => Err("seconds, or a number with s, m or h".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_process_has_chosen_cannot_send_commands_to_the_terminal() {
+        let failure = Failure::new(Exit::Unsupported, "\x1b[2Jmalloc.so stands in for glibc's malloc", "go on");
+        let text = Line::new(7, &Err(failure)).text("attached", "");
+        assert!(!text.contains('\x1b') && text.contains("malloc.so"), "{text:?}");
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Global, print};
 use crate::failure::{Exit, Failure};
-use crate::reader::printable;
+use crate::printable::printable;
 use crate::runs::{Run, Runs};
 use crate::target::agent::Source;
 use crate::target::attach::{self, examine::Target};

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::{Global, print};
 use crate::failure::{Exit, Failure};
-use crate::reader::{self, printable};
+use crate::printable::printable;
+use crate::reader;
 use crate::runs::{self, Run, TableFile};
 
 /// Show the runs and their tables

@@ -11,6 +11,7 @@ use super::{Global, print, say};
 use crate::analyze;
 use crate::analyze::evidence::Evidence;
 use crate::failure::{Exit, Failure};
+use crate::printable::printable;
 use crate::reader;
 use crate::report::{self, Printed, Report as Findings};
 use crate::runs::{self, Run};
@@ -160,5 +161,5 @@ const MOST_SOURCE: u64 = 16 << 20;
 fn source_line(file: &Path, line: u32) -> Option<String> {
     let file = reader::open(file).ok()?;
     let text = BufReader::new(file.take(MOST_SOURCE)).lines().nth((line as usize).checked_sub(1)?)?.ok()?;
-    Some(reader::printable(text.trim()))
+    Some(printable(text.trim()))
 }

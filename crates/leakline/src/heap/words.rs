@@ -1,6 +1,6 @@
 //! The way to an object in Python's words: `module app → users_list: list[2,500,000]`.
 use super::graph::{Graph, Node, Root};
-use crate::reader::printable;
+use crate::printable::printable;
 use crate::report::count;
 
 /// A way in words.
