@@ -2,12 +2,11 @@
 //!
 //! The process's main thread is stopped where it holds no lock (`safe`), and made to load the agent and to call its
 //! functions (`thread`, and the agent's `attach.rs`, which has the sequence). For a moment all other threads are stopped,
-//! too, while jumps to the agent's hooks are put into the allocator's functions (`jumps`). Then everything goes on, and
-//! the agent waits for the interpreter to let it in. Whatever fails on the way is undone.
+//! too (`others`), while jumps to the agent's hooks are put into the allocator's functions (`jumps`). Then everything goes
+//! on, and the agent waits for the interpreter to let it in. Whatever fails on the way is undone.
 //!
 //! What is left in the process after `detach` is the agent's library and a page of stubs, because a thread may have been
 //! in the middle of them; nothing leads to them any more.
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::mem::offset_of;
@@ -16,22 +15,24 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use leakline_table::attachment::{Attachment, FUNCTIONS, NO_ROOM, REASON_BYTES, SYMBOL, State, TABLES_BYTES, VERSION};
+use leakline_table::attachment::{Attachment, FUNCTIONS, NO_ROOM, State, TABLES_BYTES};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use crate::failure::{Exit, Failure};
-use crate::target::agent::Source;
 use crate::target::python::Mapped;
 use crate::target::root::Place;
+use agent::Agent;
 use examine::{Target, forbidden, gone};
 use jumps::Jump;
 use memory::{Library, Maps, Memory};
 use safe::Places;
 use thread::{Caller, SIGNAL_RETURN, Thread, Trouble, Ways, quiet_signal};
 
+mod agent;
 pub mod examine;
 mod jumps;
 pub mod memory;
+mod others;
 mod safe;
 mod thread;
 
@@ -73,8 +74,6 @@ const MOST_CODE: u64 = 64 << 20;
 const ROOM: u64 = 64 << 10;
 /// How long a thread may take to come to a place where it is safe to stop it.
 const SAFE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long all threads may take to stop where no jump is put.
-const BETWEEN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long we wait for the interpreter. It lets the agent in when its main thread wakes up.
 const INTERPRETER_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -140,69 +139,31 @@ fn refused(pid: u32, reason: &str) -> Failure {
 
 /// While a process is stopped, nobody may end us: Ctrl-C waits. And nobody comes before us, as far as that is ours to
 /// say: each time that we wait for a processor the server waits, too.
-struct HeldSignals(SigSet);
+struct HeldSignals {
+    mask: SigSet,
+    niceness: i32,
+}
 
 impl HeldSignals {
     fn hold() -> Self {
-        // SAFETY: has no preconditions. Only root may; for others it stays as it is.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+        // SAFETY: have no preconditions. Only root may raise it; for others it stays as it is.
+        let niceness = unsafe {
+            let niceness = libc::getpriority(libc::PRIO_PROCESS, 0);
+            libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+            niceness
+        };
         let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD];
-        let held = signals.into_iter().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK);
-        Self(held.unwrap_or_else(|_| SigSet::empty()))
+        let mask = signals.into_iter().collect::<SigSet>().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        Self { mask: mask.unwrap_or_else(|_| SigSet::empty()), niceness }
     }
 }
 
 impl Drop for HeldSignals {
     fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.niceness) };
         // It was valid before.
-        let _ = self.0.thread_set_mask();
-    }
-}
-
-/// The agent's library in the process.
-struct Agent(Library);
-
-impl Agent {
-    /// One that is mapped from this file already. What it exports we know from our own file where the one that was mapped
-    /// is deleted and only root may still read it.
-    fn present(target: &Target, file: &Path) -> Option<Self> {
-        let ours = || {
-            let (name, bytes) = Source::find().ok()?.named().ok()?;
-            (Mapped::agent_name(file) == Some(&name)).then(|| Library::at(&bytes, target.maps.start(file)?, file))?
-        };
-        target.maps.load(file).or_else(ours).map(Self)
-    }
-
-    fn attachment(&self) -> Option<u64> {
-        self.0.address(SYMBOL)
-    }
-
-    fn field(&self, offset: usize) -> io::Result<u64> {
-        let start = self.attachment().ok_or_else(|| io::Error::other("this agent is of a leakline without attach"))?;
-        Ok(start + offset as u64)
-    }
-
-    fn state(&self, memory: &Memory) -> io::Result<State> {
-        if memory.half(self.field(offset_of!(Attachment, version))?)? != VERSION {
-            return Err(io::Error::other("this agent is of another leakline"));
-        }
-        let number = memory.half(self.field(offset_of!(Attachment, state))?)?;
-        State::from_number(number).ok_or_else(|| io::Error::other("this agent is damaged"))
-    }
-
-    fn reason(&self, memory: &Memory) -> String {
-        let at = self.field(offset_of!(Attachment, reason)).unwrap_or(0);
-        memory.text(at, REASON_BYTES)
-    }
-
-    fn put(&self, memory: &Memory, offset: usize, word: u64) -> io::Result<()> {
-        memory.write(self.field(offset)?, &word.to_le_bytes())
-    }
-
-    fn stubs(&self, memory: &Memory) -> io::Result<u64> {
-        memory.word(self.field(offset_of!(Attachment, stubs))?)
+        let _ = self.mask.thread_set_mask();
     }
 }
 
@@ -498,36 +459,8 @@ impl<'t> Session<'t> {
         jumps: &[Jump],
         act: impl FnOnce(&Memory) -> io::Result<()>,
     ) -> Result<usize, Failure> {
-        let pid = self.target.pid;
-        let mut others: Vec<Thread> = Vec::new();
-        let mut known = HashSet::from([pid as i32]);
-        let began = Instant::now();
-        // Threads that run meanwhile may start others.
-        loop {
-            let new: Vec<i32> = threads(pid).into_iter().filter(|id| known.insert(*id)).collect();
-            if new.is_empty() {
-                let patience = BETWEEN_PATIENCE.saturating_sub(began.elapsed());
-                match leave_midst(&mut others, jumps, patience) {
-                    Ok(0) => break,
-                    Ok(_) => continue,
-                    Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
-                }
-            }
-            // All are told before the first is waited for: what the server waits for is the slowest, and not the sum.
-            let told = new.into_iter().map(|id| {
-                let thread = Thread::seize(id).and_then(|mut thread| thread.interrupt().map(|()| thread));
-                (id, thread)
-            });
-            for (id, told) in told.collect::<Vec<_>>() {
-                match told.and_then(|mut thread| thread.await_stop().map(|()| thread)) {
-                    Ok(thread) => others.push(thread),
-                    Err(Trouble::Ended) => {}
-                    // The kernel refuses, in words of its own, one that is about to end.
-                    Err(Trouble::System(..)) if has_ended(pid, id) => {}
-                    Err(trouble) => return Err(self.failed("stop the threads of", &trouble)),
-                }
-            }
-        }
+        let others = others::stopped(self.target.pid, jumps);
+        let others = others.map_err(|trouble| self.failed("stop the threads of", &trouble))?;
         act(&self.memory).map_err(|error| self.failed("change the allocator of", &error))?;
         Ok(others.len() + 1)
     }
@@ -577,49 +510,4 @@ impl<'t> Session<'t> {
             sleep(Duration::from_millis(2));
         }
     }
-}
-
-/// Lets those threads that are between the bytes of a jump run a little further; how many they were. (To have one execute a
-/// single instruction would be shorter, but if we were killed meanwhile it would be killed by the processor's trap.)
-fn leave_midst(threads: &mut [Thread], jumps: &[Jump], patience: Duration) -> Result<usize, Trouble> {
-    /// Enough for a few instructions, if there is a processor.
-    const MOMENT: Duration = Duration::from_micros(20);
-    let mut between = Vec::new();
-    for thread in threads {
-        match thread.registers() {
-            Ok(at) if jumps.iter().any(|jump| jump.between().contains(&at.rip)) => between.push(thread),
-            Ok(_) | Err(Trouble::Ended) => {}
-            Err(trouble) => return Err(trouble),
-        }
-    }
-    if between.is_empty() {
-        return Ok(0);
-    }
-    if patience.is_zero() {
-        return Err(Trouble::Late("leave the allocator's first bytes"));
-    }
-    let mut unless_ended = |act: fn(&mut Thread) -> Result<(), Trouble>| {
-        between.iter_mut().try_for_each(|thread| match act(thread) {
-            Err(Trouble::Ended) => Ok(()),
-            done => done,
-        })
-    };
-    unless_ended(|thread| thread.resume(None))?;
-    sleep(MOMENT);
-    unless_ended(Thread::stop)?;
-    Ok(between.len())
-}
-
-/// Has this thread ended, or does it run no code of the process's any more?
-fn has_ended(pid: u32, thread: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
-    // The state comes behind the name, which is in parentheses and may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, None | Some('Z' | 'X'))
-}
-
-/// The threads of a process.
-fn threads(pid: u32) -> Vec<i32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
