@@ -143,6 +143,9 @@ fn what_is_not_there_is_said_and_has_its_exit_code() {
     assert_eq!(tables.code(&["report", &std::process::id().to_string()]), 4);
     assert_eq!(tables.code(&["report", tables.0.join("missing").to_str().unwrap()]), 4);
     assert_eq!(tables.code(&["report", "--fail-on", "nonsense"]), 2);
+    // No process has the number 0 or a larger one than the kernel gives.
+    assert_eq!(tables.code(&["doctor", "0"]), 7);
+    assert_eq!(tables.code(&["doctor", "2147483647"]), 7);
 }
 
 #[test]

@@ -266,7 +266,7 @@ pub struct Tick {
 /// What was lost, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
-    /// `stack_table_full`, `samples_thinned`, …
+    /// `stacks_full`, `thinned`, …: as the table names it.
     pub cause: &'static str,
     /// How often.
     pub count: u64,

@@ -4,6 +4,7 @@
 //! stops it, and asks `leakline report`.
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use clap::Args;
 use nix::sys::prctl;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use super::Global;
 use super::drive::ProgressLine;
@@ -51,13 +53,21 @@ pub struct Demo {
     list: bool,
 }
 
+/// A line of `--list`.
+#[derive(Serialize)]
+struct Listed<'c> {
+    case: &'c str,
+    story: &'c str,
+}
+
 impl Demo {
     /// Runs the case from its environment to its report.
     pub fn carry_out(self, global: &Global) -> Result<ExitCode, Failure> {
         let cases = Case::all();
         if self.list {
-            let lines = cases.iter().map(|case| format!("{:<24} {}\n", case.name, case.story));
-            super::print(&lines.collect::<String>())?;
+            let listing = cases.iter().map(|case| Listed { case: &case.name, story: &case.story }).collect::<Vec<_>>();
+            let lines = listing.iter().map(|listed| format!("{:<24} {}\n", listed.case, listed.story));
+            super::print(&if global.json { super::json(&listing) } else { lines.collect() })?;
             return Ok(Exit::Done.into());
         }
         let case = cases.iter().find(|case| case.name == self.case).ok_or_else(|| {
@@ -218,8 +228,9 @@ fn leakline(tables: &Path) -> Result<Command, Failure> {
     Ok(command)
 }
 
+/// Says a line to the user. Nobody may be there to hear it.
 fn say(what: &str, text: &str) {
-    anstream::eprintln!("{what:>12}  {text}");
+    let _ = writeln!(io::stderr().lock(), "{what:>12}  {text}");
 }
 
 fn make_dir(folder: &Path) -> Result<(), Failure> {

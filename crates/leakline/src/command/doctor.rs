@@ -197,6 +197,8 @@ fn process(pid: u32) -> Result<Vec<Check>, Failure> {
     let linked = if mapped.shared { "as a shared library" } else { "as one executable" };
     let mut checks = vec![match mapped.minor {
         Some(minor) => Check::by("python", KNOWN.contains(&minor), format!("CPython 3.{minor}, built {linked}")),
+        // As uWSGI may be, which is linked to Python and called otherwise.
+        None if Target::examine(pid).is_ok() => Check::by("python", true, "CPython, as a part of another program"),
         None => Check::by("python", false, "no CPython 3 is mapped by this process"),
     }];
     checks.push(match mapped.musl {

@@ -277,6 +277,9 @@ impl Listing {
             None => ("who holds most", &summary.holders),
         };
         text += &format!("\n  {:>10} {:>10}  {title}\n", "objects", "retained");
+        if self.held_by.as_ref().is_some_and(Vec::is_empty) {
+            text += &format!("  {:>10} {:>10}  nobody: the snapshot has no such object\n", 0, "");
+        }
         for held in holders {
             let (objects, bytes) = (count(held.objects), size(held.retained_bytes as f64));
             text += &format!("  {objects:>10} {bytes:>10}  {}\n", held.text);

@@ -4,7 +4,7 @@
 //! root does in there it does with that user's rights, too: whoever owns a folder could lead root astray with links.
 use std::path::PathBuf;
 
-use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setegid, seteuid, setgroups};
 use procfs::process::Process;
 
 /// A user and a group.
@@ -45,10 +45,14 @@ impl Owner {
         if user == self.user {
             return act();
         }
-        // Where we may not, the folder's own rights decide. The group first: a mere user may not change it.
+        let groups = getgroups();
+        // Where we may not, the folder's own rights decide. The groups first: a mere user may not change them. The list of
+        // others is changed by itself, since a namespace of users may forbid just that.
+        let _ = setgroups(&[self.group]);
         let _ = setegid(self.group).and_then(|()| seteuid(self.user));
         let result = act();
         let _ = seteuid(user).and_then(|()| setegid(group));
+        let _ = groups.and_then(|groups| setgroups(&groups));
         result
     }
 }

@@ -60,7 +60,7 @@ async fn fetch_parts(
         if from >= length {
             return Ok(got);
         }
-        let to = (from + bytes).min(length);
+        let to = from.saturating_add(bytes).min(length);
         next.set(to);
         let part = get(&server, &path, Some(format!("bytes={from}-{}", to - 1))).await?;
         let expected = format!("bytes {from}-{}/{length}", to - 1);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use procfs::process::{MMapPath, Process};
 
+use super::attach::examine::gone;
 use crate::failure::{Exit, Failure};
 
 /// The minor versions of CPython 3 whose frames the agent knows how to read.
@@ -27,8 +28,7 @@ pub struct Mapped {
 impl Mapped {
     /// Looks at the process's memory map, which only its owner may read.
     pub fn of(pid: u32) -> Result<Self, Failure> {
-        let process = Process::new(pid as i32)
-            .map_err(|_| Failure::new(Exit::Error, format!("there is no process {pid}"), "check the process id"))?;
+        let process = Process::new(pid as i32).map_err(|_| gone(pid))?;
         let maps = super::process::mappings(&process, "maps").map_err(|error| {
             let what = format!("cannot read the memory map of process {pid}: {error}");
             Failure::new(Exit::Permission, what, "run as its owner or as root")
