@@ -66,11 +66,13 @@ fn start() {
     };
     join();
     // SAFETY: a place within the header's page.
-    let call = unsafe { &raw mut (*header).snapshot };
+    let call = Call(unsafe { &raw mut (*header).snapshot });
     RESTING.store(false, Ordering::Relaxed);
-    CALL.store(call, Ordering::Release);
+    CALL.store(call.0, Ordering::Release);
+    // Said by us: a request that was answered has a process that listens, even before the thread has got a core.
+    call.listening().store(1, Ordering::Release);
     // SAFETY: a thread with all signals blocked, since it inherits the mask of the one that starts it; its argument is a
-    // mapping that only it takes away. Where no thread can be had, snapshots can't either.
+    // mapping that only it takes away. Where no thread can be had, snapshots can't either, and the mapping goes again.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut before: libc::sigset_t = std::mem::zeroed();
@@ -78,12 +80,16 @@ fn start() {
         let mut thread: libc::pthread_t = 0;
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let mut runs = false;
         if libc::pthread_attr_init(&mut attributes) == 0 {
             libc::pthread_attr_setstacksize(&mut attributes, STACK_BYTES);
-            if libc::pthread_create(&mut thread, &attributes, answer_calls, header.cast()) == 0 {
-                THREAD.store(thread, Ordering::Release);
-            }
+            runs = libc::pthread_create(&mut thread, &attributes, answer_calls, header.cast()) == 0;
             libc::pthread_attr_destroy(&mut attributes);
+        }
+        if runs {
+            THREAD.store(thread, Ordering::Release);
+        } else {
+            call.stop_listening();
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
     }
@@ -225,6 +231,23 @@ impl Call {
         self.word(|call| unsafe { &raw mut (*call).expected })
     }
 
+    fn listening(&self) -> &AtomicU32 {
+        // SAFETY: as above.
+        self.word(|call| unsafe { &raw mut (*call).listening })
+    }
+
+    /// Nobody is to call any more; takes away the mapping, which is [`start`]'s.
+    ///
+    /// # Safety
+    /// Nobody uses this afterwards.
+    unsafe fn stop_listening(self) {
+        self.listening().store(0, Ordering::Release);
+        CALL.store(std::ptr::null_mut(), Ordering::Release);
+        let header = self.0 as usize - std::mem::offset_of!(Header, snapshot);
+        // SAFETY: the caller's promise.
+        unsafe { native::unmap(header, HEADER_BYTES) };
+    }
+
     fn answer(&self, wanted: u32, pause_ns: u64, error: u32) {
         // SAFETY: as above.
         unsafe {
@@ -240,18 +263,13 @@ impl Call {
 extern "C" fn answer_calls(header: *mut c_void) -> *mut c_void {
     // SAFETY: a place within the header's page, which stays mapped until this thread ends.
     let call = Call(unsafe { &raw mut (*header.cast::<Header>()).snapshot });
-    // SAFETY: as in `answered`.
-    let listening = call.word(|call| unsafe { &raw mut (*call).listening });
-    listening.store(1, Ordering::Release);
     if let Some(api) = api::get() {
         while !RESTING.load(Ordering::SeqCst) && !CLOSED.load(Ordering::SeqCst) {
             answer_call(api, &call);
         }
     }
-    listening.store(0, Ordering::Release);
-    CALL.store(std::ptr::null_mut(), Ordering::Release);
     // SAFETY: the mapping is this thread's own, and nothing of it is used from here on.
-    unsafe { native::unmap(header as usize, HEADER_BYTES) };
+    unsafe { call.stop_listening() };
     // An agent that has come back meanwhile starts a new thread at its next request.
     STARTED.store(false, Ordering::Release);
     std::ptr::null_mut()
