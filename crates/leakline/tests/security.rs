@@ -5,11 +5,14 @@ mod harness;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
 use std::time::Duration;
 
+use harness::victim::{Victim, said};
 use harness::{Tables, folder};
 use leakline::runs::TableFile;
 use leakline::symbols::native;
@@ -328,6 +331,78 @@ fn a_table_in_use_is_not_shortened_by_mistake() {
     assert_eq!(state(), before);
     drop(run.0.stdin.take());
     assert!(run.0.wait().unwrap().success());
+}
+
+/// Root sees of somebody's server what its user sees, makes files that are the user's, and goes nowhere that the user could not go.
+#[test]
+fn root_has_no_more_rights_in_a_users_folder_than_that_user() {
+    let user = 20_000 + std::process::id() % 40_000;
+    let script = "import time\nprint('ready')\nwhile True: time.sleep(0.01)";
+    let python = |script| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-u", "-c", script]).current_dir("/").uid(user).gid(user);
+        command
+    };
+    if !nix::unistd::geteuid().is_root() || !python("").status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: only root can play two users, and both want Python");
+        return;
+    }
+    let mut victim = Victim::start(&mut python(script));
+    victim.line();
+    let pid = victim.pid().to_string();
+    // The user may not look into the folders that command and agent lie in.
+    let open = std::env::temp_dir().join(format!("leakline-security-{}", std::process::id()));
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+    let (command, agent) = (open.join("leakline"), open.join("agent.so"));
+    fs::copy(harness::LEAKLINE, &command).unwrap();
+    fs::copy(Path::new(harness::LEAKLINE).with_file_name("../agent/libleakline_agent.so"), &agent).unwrap();
+    let leakline = |by: u32, arguments: &[&str]| {
+        let mut command = Command::new(&command);
+        command.args(arguments).arg(&pid).env("LEAKLINE_AGENT", &agent);
+        command.env_remove("LEAKLINE_DIR").env_remove("XDG_RUNTIME_DIR").uid(by).gid(by).output().unwrap()
+    };
+    let folder = PathBuf::from(format!("/tmp/leakline-{user}"));
+    let _ = fs::remove_dir_all(&folder);
+    let attached = leakline(0, &["attach"]);
+    assert!(attached.status.success(), "{}", said(&attached));
+
+    // The table is made when the main thread has woken up.
+    let is_recorded = (0..600).any(|_| {
+        sleep(Duration::from_millis(50));
+        leakline(0, &["report"]).status.success()
+    });
+    assert!(is_recorded, "{}", said(&leakline(0, &["report"])));
+    let run = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    let ledger = |by| {
+        let report = leakline(by, &["--json", "report"]);
+        assert!(report.status.success(), "{}", said(&report));
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+        report["rss"]["ledger"].is_object()
+    };
+    assert_eq!(ledger(0), ledger(user), "who sees where the server's memory is");
+    for place in [&folder, &run] {
+        for entry in fs::read_dir(place).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().uid(), user, "{}", entry.path().display());
+        }
+    }
+
+    // What only root may read, under the name of the user's run.
+    let closed = open.join("closed");
+    fs::create_dir(&closed).unwrap();
+    for file in fs::read_dir(&run).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), closed.join(file.file_name())).unwrap();
+    }
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::rename(&run, run.with_extension("away")).unwrap();
+    symlink(&closed, &run).unwrap();
+    let refused = leakline(0, &["report"]);
+    assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
+    for folder in [folder, open] {
+        fs::remove_dir_all(folder).unwrap();
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! root does in there it does with that user's rights, too: whoever owns a folder could lead root astray with links.
 use std::path::PathBuf;
 
-use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setegid, seteuid, setgroups};
+use nix::unistd::{
+    Gid, Uid, getegid, geteuid, getgroups, getresgid, getresuid, seteuid, setgroups, setresgid, setresuid,
+};
 use procfs::process::Process;
 
 /// A user and a group.
@@ -41,18 +43,21 @@ impl Owner {
 
     /// Does something with this user's rights.
     pub fn act<R>(&self, act: impl FnOnce() -> R) -> R {
-        let (user, group) = (geteuid(), getegid());
-        if user == self.user {
+        let (Ok(users), Ok(groups), others) = (getresuid(), getresgid(), getgroups()) else { return act() };
+        if users.effective == self.user {
             return act();
         }
-        let groups = getgroups();
         // Where we may not, the folder's own rights decide. The groups first: a mere user may not change them. The list of
-        // others is changed by itself, since a namespace of users may forbid just that.
+        // others is changed by itself, since a namespace of users may forbid just that. The real user is the one whom the
+        // kernel asks about when memory is read.
         let _ = setgroups(&[self.group]);
-        let _ = setegid(self.group).and_then(|()| seteuid(self.user));
+        let _ = setresgid(self.group, self.group, groups.effective)
+            .and_then(|()| setresuid(self.user, self.user, users.effective));
         let result = act();
-        let _ = seteuid(user).and_then(|()| setegid(group));
-        let _ = groups.and_then(|groups| setgroups(&groups));
+        let _ = seteuid(users.effective);
+        let _ = setresgid(groups.real, groups.effective, groups.saved);
+        let _ = others.and_then(|others| setgroups(&others));
+        let _ = setresuid(users.real, users.effective, users.saved);
         result
     }
 }
