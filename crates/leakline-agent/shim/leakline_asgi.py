@@ -20,6 +20,7 @@ The agent executes this text after `leakline_shim.py`, in a namespace of its own
     native.thread_start(original) -> method
     native.thread_bootstrap(original) -> method
                                        of threading's class, which carry the request from who starts a thread to the thread
+    native.serves(file)                what is sent on this socket from now on is the current context's request's
     native.unsent(file)                what is still to be sent on this socket, its client will not get
 
 A server makes a task for each request, and the task's context carries the request to all tasks that are made in it. A
@@ -156,6 +157,23 @@ def instrument_fastapi(module):
         native.replace(route, "handle", native.route_handle(route.handle))
 
 
+def instrument_litestar(module):
+    """Names the template that the router has left in the request's scope."""
+    router = module.ASGIRouter
+    original = router.__call__
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await original(self, scope, receive, send)
+        finally:
+            template = scope.get("path_template")
+            if isinstance(template, str):
+                native.route(template)
+
+    __call__.__wrapped__ = original
+    native.replace(router, "__call__", __call__)
+
+
 def instrument_executor(module):
     """Lets what is submitted to a pool of threads belong to the request that submits it. Only this is carried over and
     not the whole context, which would change what the application sees."""
@@ -232,6 +250,7 @@ native.install(
         "twisted.internet.tcp": instrument_twisted,
         "starlette.routing": instrument_starlette,
         "fastapi.routing": instrument_fastapi,
+        "litestar._asgi.asgi_router": instrument_litestar,
         "concurrent.futures.thread": instrument_executor,
         "threading": instrument_threads,
         "gevent": instrument_greenlets,

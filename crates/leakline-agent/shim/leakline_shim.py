@@ -421,6 +421,8 @@ install(
         "waitress.server": server("BaseWSGIServer", "application", lambda app: native.served(app, FILES_LEAVE_THE_THREAD)),
         "waitress.channel": instrument_waitress_channel,
         "cheroot.wsgi": server("Server", "wsgi_app", usually),
+        "gevent.pywsgi": server("WSGIServer", "application", usually),
+        "eventlet.wsgi": server("Server", "app", usually),
     }
 )
 native.install = install

@@ -35,13 +35,14 @@ const TICK_NS: u64 = 1_000_000_000;
 
 /// The shim's texts, in the order in which they run. They are compiled as `<leakline>`, since they lie in no file of the
 /// target's.
-const SHIM: [&CStr; 7] = [
+const SHIM: [&CStr; 8] = [
     text(concat!(include_str!("../shim/leakline_shim.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_routes.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_asgi.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_uwsgi.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_aiohttp.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_tornado.py"), "\0").as_bytes()),
+    text(concat!(include_str!("../shim/leakline_sanic.py"), "\0").as_bytes()),
     text(concat!(include_str!("../shim/leakline_celery.py"), "\0").as_bytes()),
 ];
 
@@ -55,7 +56,7 @@ const fn text(bytes: &'static [u8]) -> &'static CStr {
 /// Interpreters tear down what they hold when they end; what lived until then is what the table should show.
 const AT_EXIT: &CStr = c"import atexit; atexit.register(leave)";
 
-static FUNCTIONS: [MethodDef; 26] = [
+static FUNCTIONS: [MethodDef; 27] = [
     install::method(c"begin", begin),
     install::method(c"end", end),
     install::method(c"route", route),
@@ -78,6 +79,7 @@ static FUNCTIONS: [MethodDef; 26] = [
     install::method(c"resume", resume),
     install::method(c"thread_start", threads::thread_start),
     install::method(c"thread_bootstrap", threads::thread_bootstrap),
+    install::method(c"serves", serves),
     install::method(c"unsent", unsent),
     install::method(c"failed", failed),
     install::method(c"leave", leave),
@@ -482,6 +484,18 @@ unsafe extern "C" fn server(_module: Object, start: *const Object, count: isize)
         if let Some([name]) = arguments(start, count) {
             let name = install::utf8(api, *name);
             recorder::write(|writer| writer.name_server(name));
+        }
+        api.new_none()
+    }
+}
+
+/// `serves(file)`: what is sent on this socket from now on is the current request's.
+unsafe extern "C" fn serves(_module: Object, start: *const Object, count: isize) -> Object {
+    let Some(api) = api::get() else { return std::ptr::null_mut() };
+    // SAFETY: as in begin.
+    unsafe {
+        if let Some([file]) = arguments(start, count) {
+            sockets::serves(file_number(api, *file));
         }
         api.new_none()
     }

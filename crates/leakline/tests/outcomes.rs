@@ -84,6 +84,13 @@ const REST: &[Page] = &[
 ];
 const PYRAMID: &[Page] = &[("/sell/{number}", "GET /sell/{number}", 250_000)];
 const FALCON: &[Page] = &[("/sell/{number}", "GET /sell/{number:int}", 250_000)];
+const LITESTAR: &[Page] = &[
+    ("/sell/{number}", "GET /sell/{number}", 250_000),
+    ("/lend/{number}", "GET /lend/{number}", 240_000),
+    ("/branch/order/{number}", "GET /branch/order/{number}", 210_000),
+];
+const SANIC: &[Page] =
+    &[("/sell/{number}", "GET /sell/<number:int>", 250_000), ("/pool/{number}", "GET /pool/<number:int>", 240_000)];
 const BOTTLE: &[Page] = &[
     ("/sell/{number}", "GET /sell/<number:int>", 250_000),
     ("/branch/order/{number}", "GET /branch/order/<number>", 210_000),
@@ -329,6 +336,7 @@ servers! {
     gunicorn_gevent ["3.11"] "-m gunicorn --worker-class gevent --bind 127.0.0.1:{port} flask_shop:app" FLASK;
     waitress ["3.11"] "-m waitress --listen 127.0.0.1:{port} flask_shop:app" FLASK;
     cheroot ["3.11"] "flask_shop.py cheroot {port}" FLASK;
+    gevent ["3.11"] "flask_shop.py gevent {port}" FLASK;
     werkzeug ["3.11"] "flask_shop.py werkzeug {port}" FLASK;
     wsgiref ["3.11"] "flask_shop.py wsgiref {port}" FLASK;
     uvicorn_h11 ["3.8", "3.11", "3.13"]
@@ -363,6 +371,30 @@ const IN_GREENLETS: &str = "-m gunicorn --worker-class gevent --bind 127.0.0.1:{
 #[test]
 fn starlette() {
     check(Way::Run, &["3.8", "3.11"], ON_STARLETTE, STARLETTE);
+}
+
+const ON_EVENTLET: &str = "flask_shop.py eventlet {port}";
+const ON_LITESTAR: &str = "-m uvicorn --port {port} --log-level critical litestar_shop:app";
+const ON_SANIC: &str = "sanic_shop.py {port}";
+
+#[test]
+fn litestar() {
+    check(Way::Run, &["3.11"], ON_LITESTAR, LITESTAR);
+}
+
+#[test]
+fn sanic() {
+    check(Way::Run, &["3.11"], ON_SANIC, SANIC);
+}
+
+/// By hand: scripts/attach-long.
+#[test]
+#[ignore = "takes a minute"]
+fn attached_to_eventlet_litestar_and_sanic() {
+    check(Way::Run, &["3.11"], ON_EVENTLET, FLASK);
+    for (arguments, pages) in [(ON_EVENTLET, FLASK), (ON_LITESTAR, LITESTAR), (ON_SANIC, SANIC)] {
+        check(Way::Attach, &["3.11"], arguments, pages);
+    }
 }
 
 #[test]

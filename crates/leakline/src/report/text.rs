@@ -86,7 +86,7 @@ impl Page<'_> {
                 writeln!(self.text, "{verdict}: would have seen {visible} or more on the busiest route.\n")
             }
             None if report.window.requests == 0 => {
-                writeln!(self.text, "{verdict}: no request has been served yet, so none could be seen.\n")
+                writeln!(self.text, "{verdict}: no request has been seen yet, so none could be found.\n")
             }
             None => writeln!(self.text, "{verdict}: too few requests yet to see one of any size.\n"),
         }
@@ -416,17 +416,29 @@ impl Page<'_> {
         if report.routes.is_empty() {
             return Ok(());
         }
-        let header =
-            format!("{:<NAME$} {:>9} {:>7} {:>9} {:>7} {:>7}", "route", "requests", "errors", "live", "p50", "p99");
+        // Few servers see their clients leave.
+        let any_aborted = report.routes.iter().any(|route| route.aborted > 0);
+        let aborted = |text: String| if any_aborted { format!(" {text:>7}") } else { String::new() };
+        let header = format!(
+            "{:<NAME$} {:>9} {:>7}{} {:>9} {:>7} {:>7}",
+            "route",
+            "requests",
+            "errors",
+            aborted("aborted".to_owned()),
+            "live",
+            "p50",
+            "p99"
+        );
         writeln!(self.text, "{}", self.faint(&header))?;
         for route in report.routes.iter().take(ROUTES) {
             let time = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0}ms"));
             writeln!(
                 self.text,
-                "{:<NAME$} {:>9} {:>7} {:>9} {:>7} {:>7}",
+                "{:<NAME$} {:>9} {:>7}{} {:>9} {:>7} {:>7}",
                 shorten(&printable(&route.route), NAME),
                 count(route.requests),
                 count(route.error),
+                aborted(count(route.aborted)),
                 size(route.live_bytes),
                 time(route.p50_ms),
                 time(route.p99_ms),
@@ -454,6 +466,13 @@ impl Page<'_> {
                     }
                     _ => writeln!(self.text, "Next: see what {place} adds to, and what should take it away again."),
                 }
+            }
+            None if report.findings.is_empty() && report.window.requests == 0 => {
+                writeln!(
+                    self.text,
+                    "Next: let it serve requests, then report again. If it has served some, its server is none of those that\n\
+                     leakline knows, which its README lists."
+                )
             }
             None if report.findings.is_empty() => {
                 writeln!(self.text, "Next: let it serve more requests for a finer answer, then report again.")

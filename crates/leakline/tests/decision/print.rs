@@ -62,7 +62,7 @@ fn without_a_leak_the_text_says_what_would_have_been_seen() {
     let page = printed(&Evidence { workers: vec![server.worker()] }, false);
     assert!(page.starts_with("NO LEAK FOUND: would have seen "), "{page}");
     let page = printed(&Evidence::default(), false);
-    assert!(page.starts_with("NO LEAK FOUND: no request has been served yet"), "{page}");
+    assert!(page.starts_with("NO LEAK FOUND: no request has been seen yet"), "{page}");
 }
 
 #[test]

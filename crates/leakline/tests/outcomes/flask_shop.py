@@ -99,6 +99,15 @@ if __name__ == "__main__":
         from cheroot.wsgi import Server
 
         Server(("127.0.0.1", port), app, timeout=60).start()
+    elif server == "eventlet":
+        import eventlet
+        from eventlet import wsgi
+
+        wsgi.server(eventlet.listen(("127.0.0.1", port)), app)
+    elif server == "gevent":
+        from gevent.pywsgi import WSGIServer
+
+        WSGIServer(("127.0.0.1", port), app).serve_forever()
     elif server == "wsgiref":
         from wsgiref.simple_server import make_server
 
