@@ -4,6 +4,7 @@
 use crate::python::api::ThreadState;
 use crate::python::api::{self, Api, MethodDef, Object};
 use crate::python::{self, Variable, install};
+use crate::table::Text;
 use crate::{
     clock, end, exchange, gunicorn, recorder, response, sampler, snapshot, sockets, starlette, table, threads, uvicorn,
     werkzeug, wsgi,
@@ -391,10 +392,28 @@ unsafe extern "C" fn route(_module: Object, start: *const Object, count: isize) 
     // SAFETY: as in begin.
     unsafe {
         if let Some([template]) = arguments(start, count) {
-            let (handle, template) = (current(api), install::utf8(api, *template));
-            recorder::write(|writer| writer.route(handle, template));
+            name_route(api, b"", install::utf8(api, *template));
         }
         api.new_none()
+    }
+}
+
+/// Names the current request by a template below where its application is mounted.
+///
+/// # Safety
+/// The GIL of the main interpreter is held.
+pub(crate) unsafe fn name_route(api: &Api, mount: &[u8], template: &[u8]) {
+    /// Bytes of a template with its mount; what is longer is left out.
+    const LONGEST: usize = 512;
+    // SAFETY: the caller's promise.
+    let handle = unsafe { current(api) };
+    if mount.is_empty() {
+        recorder::write(|writer| writer.route(handle, template));
+    } else {
+        let mut whole = Text::<LONGEST>::new();
+        whole.put(mount);
+        whole.put(template);
+        recorder::write(|writer| writer.route(handle, whole.bytes()));
     }
 }
 

@@ -4,8 +4,7 @@
 
 use crate::python::api::{self, Api, FastFunction, METH_KEYWORDS, METH_VARARGS, MethodDef, Object};
 use crate::python::{Name, install, item, item_text};
-use crate::table::Text;
-use crate::{recorder, requests, threads};
+use crate::{requests, threads};
 use std::ffi::CStr;
 
 static PATH_FORMAT: Name = Name::new(c"path_format");
@@ -84,19 +83,7 @@ unsafe fn name(api: &Api, route: Object, scope: Object) {
         if path.is_null() {
             return;
         }
-        let (mount, handle) = (item_text(api, scope, &MOUNT), requests::current(api));
-        let template = install::utf8(api, path);
-        if mount.is_empty() {
-            recorder::write(|writer| writer.route(handle, template));
-        } else {
-            let mut whole = Text::<LONGEST>::new();
-            whole.put(mount);
-            whole.put(template);
-            recorder::write(|writer| writer.route(handle, whole.bytes()));
-        }
+        requests::name_route(api, item_text(api, scope, &MOUNT), install::utf8(api, path));
         (api.decref)(path);
     }
 }
-
-/// Bytes of a template with its mount; what is longer is left out.
-const LONGEST: usize = 512;

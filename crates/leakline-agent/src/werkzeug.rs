@@ -6,8 +6,7 @@
 
 use crate::python::api::{self, Api, FastFunction, METH_FASTCALL, METH_KEYWORDS, MethodDef, Object};
 use crate::python::{Name, install};
-use crate::table::Text;
-use crate::{recorder, requests};
+use crate::requests;
 
 static RETURN_RULE: Name = Name::new(c"return_rule");
 static RULE: Name = Name::new(c"rule");
@@ -26,9 +25,6 @@ static MATCH: MethodDef = MethodDef {
     doc: c"match(self, path_info=None, method=None, return_rule=False, query_args=None, websocket=None)\n--\n\n"
         .as_ptr(),
 };
-
-/// Bytes of a rule with the mount before it; what is longer is left out.
-const LONGEST: usize = 512;
 
 /// Makes the names.
 ///
@@ -94,17 +90,9 @@ unsafe fn name(api: &Api, adapter: Object, rule: Object) {
         let rule = api.attribute_if_any(rule, RULE.get());
         let mount = api.attribute_if_any(adapter, SCRIPT_NAME.get());
         if !rule.is_null() && !mount.is_null() {
-            let handle = requests::current(api);
             // It ends in a slash, and a rule begins with one.
-            match (install::utf8(api, mount), install::utf8(api, rule)) {
-                (b"/" | b"", rule) => recorder::write(|writer| writer.route(handle, rule)),
-                ([mount @ .., _], rule) => {
-                    let mut whole = Text::<LONGEST>::new();
-                    whole.put(mount);
-                    whole.put(rule);
-                    recorder::write(|writer| writer.route(handle, whole.bytes()))
-                }
-            };
+            let mount = install::utf8(api, mount).split_last().map_or(&[][..], |(_, mount)| mount);
+            requests::name_route(api, mount, install::utf8(api, rule));
         }
         api.release([rule, mount]);
     }

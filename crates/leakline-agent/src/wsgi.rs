@@ -4,7 +4,7 @@
 //! Functions as C makes them: the same in Python cost each request 12,000 instructions more.
 
 use crate::python::api::{self, Api, FastFunction, METH_KEYWORDS, METH_VARARGS, MethodDef, Object};
-use crate::python::{self, Name, class, install, item};
+use crate::python::{self, Name, class, install, item, item_text};
 use crate::requests;
 use crate::response::{self, End};
 use crate::table::Text;
@@ -163,16 +163,15 @@ unsafe extern "C" fn serve(pair: Object, start: *const Object, count: isize) -> 
 unsafe fn begin(api: &Api, environ: Object) -> u64 {
     // SAFETY: the caller's promise. The environment lends its texts; what is meant is dropped after its text was used.
     unsafe {
-        let [method, path, mount] = [&REQUEST_METHOD, &PATH_INFO, &SCRIPT_NAME].map(|key| item(api, environ, key));
+        let [method, mut said, mount] =
+            [&REQUEST_METHOD, &PATH_INFO, &SCRIPT_NAME].map(|key| item_text(api, environ, key));
         let mut whole = Text::<LONGEST>::new();
-        let text = |object: Object| if object.is_null() { &[][..] } else { install::utf8(api, object) };
-        let (mut said, mounted) = (text(path), text(mount));
-        if !mounted.is_empty() {
-            whole.put(mounted);
+        if !mount.is_empty() {
+            whole.put(mount);
             whole.put(said);
             said = whole.bytes();
         }
-        let begin = |path: &[u8]| requests::open_within(api, requests::current(api), text(method), path);
+        let begin = |path: &[u8]| requests::open_within(api, requests::current(api), method, path);
         if said.is_ascii() {
             return begin(said);
         }
@@ -182,7 +181,7 @@ unsafe fn begin(api: &Api, environ: Object) -> u64 {
             false => (api.vectorcall)(MEANT.load(Ordering::Relaxed), &plain, 1, std::ptr::null_mut()),
         };
         api.clear_error();
-        let handle = begin(text(meant));
+        let handle = begin(if meant.is_null() { b"" } else { install::utf8(api, meant) });
         api.release([plain, meant]);
         handle
     }

@@ -146,16 +146,13 @@ class Scratch(unittest.TestCase):
 
 
 def answer(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"hello ", b"world"]
+    start_response("200 OK", [])
+    return [b"here"]
 
 
-def answering(status, body):
-    def application(environ, start_response):
-        start_response(status, [])
-        return body
-
-    return application
+def fail(environ, start_response):
+    start_response("500 Broken", [])
+    return []
 
 
 class Quiet(simple_server.WSGIRequestHandler):
@@ -186,7 +183,7 @@ class Installing(Scratch):
     def test_a_server_that_runs_already(self):
         server = self.serve(simple_server, answer)
         native, namespace = execute_shim()
-        self.assertEqual(self.fetch(server, "/now"), (200, b"hello world"))
+        self.assertEqual(self.fetch(server, "/now"), (200, b"here"))
         self.assertEqual([(request.path, request.outcome) for request in native.requests], [("/now", OK)])
         self.assertEqual((native.name, namespace["failed"]), ("wsgiref", {}))
         self.assertIs(vars(server)["application"], answer, "the plain application stays where it was")
@@ -201,7 +198,7 @@ class Installing(Scratch):
         self.assertIsNone(server.get_app())
         server.set_app(answer)
         self.assertEqual(self.fetch(server)[0], 200)
-        server.set_app(answering("500 Broken", []))
+        server.set_app(fail)
         self.assertEqual(self.fetch(server)[0], 500)
         self.assertEqual([request.outcome for request in native.requests], [OK, ERROR])
         self.assertEqual(namespace["failed"], {})
@@ -214,10 +211,10 @@ class Installing(Scratch):
         self.fetch(server, "/watched")
         native.withdraw()
         self.assertEqual((dict(vars(simple_server.WSGIServer)), sys.meta_path), (dict(before), finders))
-        self.assertEqual(self.fetch(server, "/unwatched"), (200, b"hello world"))
+        self.assertEqual(self.fetch(server, "/unwatched"), (200, b"here"))
         native.name = None
         native.reinstate()
-        self.assertEqual(self.fetch(server, "/again"), (200, b"hello world"))
+        self.assertEqual(self.fetch(server, "/again"), (200, b"here"))
         self.assertEqual([request.path for request in native.requests], ["/watched", "/again"])
         self.assertEqual((native.name, namespace["failed"]), ("wsgiref", {}))
         # Whoever comes back before we could leave finds us, and then we leave as a whole.
