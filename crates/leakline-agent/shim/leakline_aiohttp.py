@@ -22,7 +22,8 @@ def instrument_protocol(module):
 
     # Older versions are not given the handler.
     async def _handle_request(self, request, *handler):
-        handle = begin(request)
+        is_websocket = wants_websocket(request)
+        handle = begin(request, is_websocket)
         outcome = ERROR
         try:
             response = await original(self, request, *handler)
@@ -35,19 +36,26 @@ def instrument_protocol(module):
             raise
         finally:
             name_route(request)
-            # The connection is closed once the whole response was handed over, unless the client did so before.
+            # The connection is closed once the whole response was handed over, unless the client did so before. That of a
+            # WebSocket ends with it, which is nobody's mistake.
             transport = self.transport
-            if transport is None or transport.is_closing():
+            if not is_websocket and (transport is None or transport.is_closing()):
                 outcome = ABORTED
             native.end(handle, outcome)
 
     native.replace(protocol, "_handle_request", _handle_request)
 
 
-def begin(request):
+def wants_websocket(request):
+    try:
+        return request.headers.get("Upgrade", "").lower() == "websocket"
+    except Exception:
+        return False
+
+
+def begin(request, is_websocket):
     native.name_server("aiohttp")
     try:
-        is_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
         # The connection's task may have been started from another request's.
         return native.begin("WS" if is_websocket else request.method, request.path, True)
     except Exception:

@@ -1,6 +1,6 @@
 //! Real servers under leakline, each asked for pages that work, that fail, and that the client leaves before they are
 //! complete: has each request been counted on its route and with its outcome, and do the bytes that a page is known to
-//! keep lie on its route?
+//! keep lie on its route? WebSockets are such pages, too, and end well however they end.
 mod harness;
 
 use std::ffi::OsString;
@@ -22,6 +22,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Requests that work, of each page that keeps something.
 const KEPT: u64 = 60;
+/// WebSockets that are opened.
+const TALKS: u64 = 20;
 /// Requests that fail.
 const BROKEN: u64 = 10;
 /// Requests whose client leaves.
@@ -61,6 +63,7 @@ const FASTAPI: &[Page] = &[
     ("/later/{number}", "GET /later/{number}", 220_000),
     ("/branch/here/order/{number}", "GET /branch/{town}/order/{number}", 210_000),
     ("/mounted/order/{number}", "GET /mounted/order/{number}", 210_000),
+    ("/talk/{number}", "WS /talk/{number}", 600_000),
 ];
 const NESTED: &[Page] =
     &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/{number}", 240_000)];
@@ -70,12 +73,14 @@ const AIOHTTP: &[Page] = &[
     ("/pool/{number}", "GET /pool/{number}", 230_000),
     ("/later/{number}", "GET /later/{number}", 220_000),
     ("/branch/order/{number}", "GET /branch/order/{number}", 210_000),
+    ("/talk/{number}", "WS /talk/{number}", 600_000),
 ];
 const TORNADO: &[Page] = &[
     ("/sell/{number}", "GET /sell/<int:number>", 250_000),
     ("/lend/{number}", "GET /lend/([0-9]+)", 240_000),
     ("/pool/{number}", "GET /pool/(?P<number>[0-9]+)", 230_000),
     ("/later/{number}", "GET /later/([0-9]+)", 220_000),
+    ("/talk/{number}", "WS /talk/([0-9]+)", 600_000),
 ];
 const PLAIN: &[Page] = &[("/sell/{number}", "GET /sell/<id>", 250_000)];
 const REST: &[Page] = &[
@@ -84,6 +89,8 @@ const REST: &[Page] = &[
 ];
 const PYRAMID: &[Page] = &[("/sell/{number}", "GET /sell/{number}", 250_000)];
 const FALCON: &[Page] = &[("/sell/{number}", "GET /sell/{number:int}", 250_000)];
+const FALCON_ASGI: &[Page] =
+    &[("/sell/{number}", "GET /sell/{number:int}", 250_000), ("/talk/{number}", "WS /talk/{number:int}", 600_000)];
 const LITESTAR: &[Page] = &[
     ("/sell/{number}", "GET /sell/{number}", 250_000),
     ("/lend/{number}", "GET /lend/{number}", 240_000),
@@ -97,8 +104,11 @@ const BOTTLE: &[Page] = &[
 ];
 const CHERRYPY: &[Page] =
     &[("/sell/{number}", "GET /sell/{number}", 250_000), ("/orders/{number}", "GET /orders/{0}", 210_000)];
-const DJANGO: &[Page] =
-    &[("/sell/{number}", "GET /sell/<int:number>", 250_000), ("/lend/{number}", "GET /lend/<int:number>", 240_000)];
+const DJANGO: &[Page] = &[
+    ("/sell/{number}", "GET /sell/<int:number>", 250_000),
+    ("/lend/{number}", "GET /lend/<int:number>", 240_000),
+    ("/talk/{number}", "WS /talk/<id>", 600_000),
+];
 
 /// Where the applications are.
 fn applications() -> PathBuf {
@@ -116,6 +126,51 @@ fn leave(server: &Server, path: &str) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     stream.read_exact(&mut [0; 10]).unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
+}
+
+/// Opens a WebSocket, says something and hears it back. Every other client then just goes.
+fn talk(server: &Server, path: &str, number: u64) {
+    let path = path.replace("{number}", &number.to_string());
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .unwrap();
+    let mut head = vec![];
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
+        head.extend(byte);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}\n{}", String::from_utf8_lossy(&head), server.log());
+    // What clients send is masked (RFC 6455, 5.3), here by zeros, which leave it as it is.
+    let (text, goodbye): (&[u8], &[u8]) = (b"\x81\x85\0\0\0\0hello", b"\x88\x82\0\0\0\0\x03\xe8");
+    let mut heard = |said: &[u8], expected: &[u8]| {
+        stream.write_all(said).unwrap();
+        let mut heard = vec![0; expected.len()];
+        stream.read_exact(&mut heard).unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
+        assert_eq!(heard, expected, "{path}");
+    };
+    heard(text, b"\x81\x05hello");
+    if number.is_multiple_of(2) {
+        heard(goodbye, b"\x88\x02\x03\xe8");
+    }
+}
+
+/// Asks for a page that keeps something, as often as it is to be asked for.
+fn visit(server: &Server, (path, route, _): &Page) {
+    if route.starts_with("WS ") {
+        (0..TALKS).for_each(|number| talk(server, path, number));
+    } else {
+        server.drive_well(&plan(path, KEPT));
+    }
+}
+
+/// How often that is.
+fn visits((_, route, _): &Page) -> u64 {
+    if route.starts_with("WS ") { TALKS } else { KEPT }
 }
 
 /// The report, when so many requests have ended, not counting those that only were to wake the server up. Servers notice
@@ -273,16 +328,15 @@ fn check(way: Way, versions: &[&str], arguments: &str, pages: &[Page]) {
         // A server that failed must not keep the others from running.
         let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let Some((server, waking)) = start(version, arguments, way) else { continue };
-        for (path, _, _) in pages {
-            server.drive_well(&plan(path, KEPT));
-        }
+        pages.iter().for_each(|page| visit(&server, page));
         let broken = server.drive(&plan("/broken", BROKEN)).sum();
         assert_eq!(broken.statuses.get(&500), Some(&BROKEN), "failures {:?}\n{}", broken.failures, server.log());
         for _ in 0..LEFT {
             leave(&server, "/endless");
         }
         leave(&server, "/large");
-        let mut report = report_after(&server, KEPT * pages.len() as u64 + BROKEN + LEFT + 1, &waking);
+        let kept: u64 = pages.iter().map(visits).sum();
+        let mut report = report_after(&server, kept + BROKEN + LEFT + 1, &waking);
         // Servers that keep in a buffer what they have to send learn of it when the request has ended.
         let patience = Instant::now() + Duration::from_secs(60);
         while ended(&report, "GET /large").0 != [0, 0, 1] {
@@ -290,8 +344,8 @@ fn check(way: Way, versions: &[&str], arguments: &str, pages: &[Page]) {
             sleep(Duration::from_millis(200));
             report = server.report();
         }
-        for (_, route, bytes) in pages {
-            keeps(&report, route, [KEPT, 0, 0], *bytes);
+        for page in pages {
+            keeps(&report, page.1, [visits(page), 0, 0], page.2);
         }
         assert_eq!(ended(&report, "GET /broken").0, [0, BROKEN, 0], "{report:#}");
         assert_eq!(ended(&report, "GET /endless").0, [0, 0, LEFT], "{report:#}");
@@ -341,7 +395,8 @@ servers! {
     wsgiref ["3.11"] "flask_shop.py wsgiref {port}" FLASK;
     uvicorn_h11 ["3.8", "3.11", "3.13"]
         "-m uvicorn --http h11 --port {port} --log-level critical fastapi_shop:app" FASTAPI;
-    uvicorn_httptools ["3.11"] "-m uvicorn --http httptools --port {port} --log-level critical fastapi_shop:app" FASTAPI;
+    uvicorn_httptools ["3.11"]
+        "-m uvicorn --http httptools --ws websockets --port {port} --log-level critical fastapi_shop:app" FASTAPI;
     uvicorn_as_a_worker_of_gunicorn ["3.11"]
         "-m gunicorn --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:{port} fastapi_shop:app" FASTAPI;
     hypercorn ["3.8", "3.11"] "-m hypercorn --bind 127.0.0.1:{port} fastapi_shop:app" FASTAPI;
@@ -359,7 +414,7 @@ servers! {
         "uwsgi --http-socket 127.0.0.1:{port} --wsgi-file drf_shop.py --master --lazy-apps --die-on-term" REST;
     pyramid ["3.11"] "-m waitress --listen 127.0.0.1:{port} pyramid_shop:app" PYRAMID;
     falcon ["3.11"] "-m gunicorn --bind 127.0.0.1:{port} falcon_shop:app" FALCON;
-    falcon_asgi ["3.11"] "-m uvicorn --port {port} --log-level critical falcon_shop:asgi" FALCON;
+    falcon_asgi ["3.11"] "-m uvicorn --ws wsproto --port {port} --log-level critical falcon_shop:asgi" FALCON_ASGI;
     bottle ["3.11"] "-m gunicorn --threads 4 --bind 127.0.0.1:{port} bottle_shop:app" BOTTLE;
     cherrypy ["3.11"] "cherrypy_shop.py {port}" CHERRYPY;
 }

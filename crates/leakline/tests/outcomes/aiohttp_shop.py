@@ -1,5 +1,5 @@
 """An aiohttp shop that keeps something for each request of most of its pages: in a coroutine, in a thread that it waits
-for, in the loop's pool of threads, in a task, and in an application below it."""
+for, in the loop's pool of threads, in a task, in an application below it, and for each WebSocket."""
 
 import asyncio
 import sys
@@ -39,6 +39,15 @@ async def later(request):
 async def order(request):
     keep(210_000)
     return web.Response(text="ordered")
+
+
+async def talk(request):
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    keep(600_000)
+    async for said in socket:
+        await socket.send_str(said.data)
+    return socket
 
 
 def keep_in_handler():
@@ -85,6 +94,7 @@ def application():
     app.router.add_get("/lend/{number}", lend)
     app.router.add_get("/pool/{number}", pool)
     app.router.add_get("/later/{number}", later)
+    app.router.add_get("/talk/{number}", talk)
     app.router.add_get("/phases", phases)
     app.router.add_get("/broken", broken)
     app.router.add_get("/endless", endless)

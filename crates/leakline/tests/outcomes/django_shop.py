@@ -1,4 +1,5 @@
-"""A Django shop for ASGI servers, in one file, that keeps something for each request of most of its pages."""
+"""A Django shop for ASGI servers, in one file, that keeps something for each request of most of its pages, and for each
+WebSocket, which Django leaves to others."""
 
 import asyncio
 
@@ -47,4 +48,21 @@ urlpatterns = [
 ]
 
 settings.configure(ALLOWED_HOSTS=["127.0.0.1"], ROOT_URLCONF=__name__, SECRET_KEY="of a test")
-application = get_asgi_application()
+pages = get_asgi_application()
+
+
+async def talk(receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    kept.append(b"x" * 600_000)
+    message = await receive()
+    while message["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+        message = await receive()
+
+
+async def application(scope, receive, send):
+    if scope["type"] == "websocket":
+        await talk(receive, send)
+    else:
+        await pages(scope, receive, send)

@@ -1,4 +1,5 @@
-"""A Falcon shop that keeps everything that it has sold: `app` speaks WSGI and `asgi` ASGI."""
+"""A Falcon shop that keeps everything that it has sold: `app` speaks WSGI and `asgi` ASGI, and keeps something for each
+WebSocket, too."""
 
 import asyncio
 
@@ -41,6 +42,17 @@ class Large:
         response.data = b"x" * 30_000_000
 
 
+class Talk:
+    async def on_websocket(self, request, socket, number):
+        await socket.accept()
+        sold.append(b"x" * 600_000)
+        try:
+            while True:
+                await socket.send_text(await socket.receive_text())
+        except falcon.WebSocketDisconnected:
+            pass
+
+
 def asynchronous(resource):
     class Asynchronous:
         async def on_get(self, request, response, **parameters):
@@ -55,3 +67,4 @@ app, asgi = falcon.App(), falcon.asgi.App()
 for template, resource in [("/sell/{number:int}", Sell()), ("/broken", Broken()), ("/endless", Endless()), ("/large", Large())]:
     app.add_route(template, resource)
     asgi.add_route(template, asynchronous(resource))
+asgi.add_route("/talk/{number:int}", Talk())

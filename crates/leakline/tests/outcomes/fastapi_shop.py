@@ -1,9 +1,9 @@
 """A FastAPI shop that keeps something for each request of most of its pages: in a coroutine, in Starlette's pool of
-threads, in the loop's, and in a task that runs when the answer is complete."""
+threads, in the loop's, in a task that runs when the answer is complete, and for each WebSocket."""
 
 import asyncio
 
-from fastapi import APIRouter, BackgroundTasks, FastAPI
+from fastapi import APIRouter, BackgroundTasks, FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response, StreamingResponse
 
 app = FastAPI()
@@ -36,6 +36,17 @@ async def pool(number: int):
 async def later(number: int, tasks: BackgroundTasks):
     tasks.add_task(keep, 220_000)
     return number
+
+
+@app.websocket("/talk/{number}")
+async def talk(socket: WebSocket, number: int):
+    await socket.accept()
+    keep(600_000)
+    try:
+        while True:
+            await socket.send_text(await socket.receive_text())
+    except WebSocketDisconnect:
+        pass
 
 
 @app.get("/broken")

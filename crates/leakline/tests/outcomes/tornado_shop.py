@@ -1,5 +1,5 @@
 """A Tornado shop that keeps something for each request of most of its pages: in a coroutine, in the loop's pool of
-threads, in a callback that finishes the response later, and in a Flask application beside it."""
+threads, in a callback that finishes the response later, for each WebSocket, and in a Flask application beside it."""
 
 import asyncio
 import sys
@@ -7,6 +7,7 @@ import sys
 from flask_shop import app
 from tornado.ioloop import IOLoop
 from tornado.web import Application, FallbackHandler, RequestHandler
+from tornado.websocket import WebSocketHandler
 from tornado.wsgi import WSGIContainer
 
 kept = []
@@ -36,6 +37,14 @@ class Later(RequestHandler):
     def answer(self):
         keep(220_000)
         self.finish("done")
+
+
+class Talk(WebSocketHandler):
+    def open(self, number):
+        keep(600_000)
+
+    def on_message(self, said):
+        self.write_message(said)
 
 
 def keep_in_handler():
@@ -82,6 +91,7 @@ async def serve(port):
         (r"/lend/([0-9]+)", Lend),
         (r"/pool/(?P<number>[0-9]+)", Pool),
         (r"/later/([0-9]+)", Later),
+        (r"/talk/([0-9]+)", Talk),
         (r"/phases", Phases),
         (r"/broken", Broken),
         (r"/endless", Endless),
