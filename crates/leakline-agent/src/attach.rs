@@ -118,7 +118,7 @@ pub extern "C" fn leakline_leave() -> u64 {
     sampler::stop();
     if let Some(writer) = recorder.writer() {
         // The collector can't be asked without the GIL, and what it did last second matters little.
-        writer.tick(&requests::moment(0));
+        writer.tick(&requests::moment(None));
         writer.ended(clock::unix_ns());
     }
     snapshot::leave();

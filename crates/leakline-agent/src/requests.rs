@@ -10,7 +10,7 @@ use crate::{
     werkzeug, wsgi,
 };
 use leakline_table::layout::{Loss, Phase};
-use leakline_table::writer::{Ending, IN_FLIGHT, Moment, slot};
+use leakline_table::writer::{Collector, Ending, IN_FLIGHT, Moment, slot};
 use std::ffi::CStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -27,8 +27,9 @@ static GOES_ON_IN: [AtomicUsize; IN_FLIGHT] = [const { AtomicUsize::new(0) }; IN
 /// nodes of the context's tree, lives as long as the context, and so as long as a task that outlives its request: it is
 /// the request's and not nobody's.
 static SETTING: (AtomicUsize, AtomicU64) = (AtomicUsize::new(0), AtomicU64::new(0));
-/// `gc.get_stats`.
-static COLLECTOR_STATS: AtomicPtr<std::ffi::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// The functions of module `gc` that tell of the collector, and their names.
+static COLLECTOR: [AtomicPtr<std::ffi::c_void>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
+const COLLECTOR_TELLS: [&CStr; 3] = [c"get_stats", c"isenabled", c"get_threshold"];
 /// When the process was last looked at, ns.
 static LAST_TICK: AtomicU64 = AtomicU64::new(0);
 /// ns between two looks.
@@ -95,12 +96,15 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
     if !CURRENT.load(Ordering::Relaxed).is_null() {
         return Ok(());
     }
-    // SAFETY: the GIL is held. The two references are kept for good.
+    // SAFETY: the GIL is held. The variable and the functions are kept for good.
     unsafe {
         let variable = (api.context_var_new)(c"leakline_request".as_ptr(), std::ptr::null_mut());
         let gc = (api.import)(c"gc".as_ptr());
-        let stats = if gc.is_null() { gc } else { (api.get_attribute)(gc, c"get_stats".as_ptr()) };
-        if variable.is_null() || stats.is_null() {
+        for (name, function) in COLLECTOR_TELLS.iter().zip(&COLLECTOR) {
+            let found = if gc.is_null() { gc } else { (api.get_attribute)(gc, name.as_ptr()) };
+            function.store(found, Ordering::Relaxed);
+        }
+        if variable.is_null() || COLLECTOR.iter().any(|function| function.load(Ordering::Relaxed).is_null()) {
             (api.err_clear)();
             return Err("this Python has no context variables or no collector");
         }
@@ -109,7 +113,6 @@ pub(crate) unsafe fn prepare(api: &Api) -> Result<(), &'static str> {
             Variable::new(api, variable).ok_or("this Python's contexts are not laid out as its version says")?;
         _ = CURRENT_BY_LOADS.set(by_loads);
         CURRENT.store(variable, Ordering::Relaxed);
-        COLLECTOR_STATS.store(stats, Ordering::Relaxed);
         response::prepare(api)?;
         exchange::prepare(api)?;
         threads::prepare(api)?;
@@ -575,39 +578,44 @@ unsafe extern "C" fn leave(_module: Object, _start: *const Object, _count: isize
 /// The GIL is held, no exception is set.
 unsafe fn tick(api: &Api) {
     // SAFETY: the GIL is held.
-    let moment = moment(unsafe { full_collections(api) });
+    let moment = moment(unsafe { collector(api) });
     recorder::write(|writer| writer.tick(&moment));
 }
 
-/// The state of the process, when the collector has gone so often over all generations.
-pub(crate) fn moment(full_collections: u64) -> Moment {
+/// The state of the process, its collector beside.
+pub(crate) fn moment(collector: Option<Collector>) -> Moment {
     let (rss_bytes, rss_peak_bytes) = resident_bytes();
-    Moment { time_ns: clock::unix_ns(), rss_bytes, rss_peak_bytes, full_collections, agent_ns: recorder::spent_ns() }
+    Moment { time_ns: clock::unix_ns(), rss_bytes, rss_peak_bytes, collector, agent_ns: recorder::spent_ns() }
 }
 
-/// How often the collector has gone over all generations: `gc.get_stats()[2]["collections"]`.
+/// How often the collector has gone over all generations, `gc.get_stats()[2]["collections"]`, and whether it is off:
+/// `gc.disable()`, or `gc.set_threshold(0)`, which nobody's `gc.enable()` undoes.
 ///
 /// # Safety
-/// The GIL is held, no exception is set.
-unsafe fn full_collections(api: &Api) -> u64 {
-    // SAFETY: list and dict items are borrowed from `stats`, which is dropped last.
+/// The GIL is held, no exception is set, none is afterwards.
+unsafe fn collector(api: &Api) -> Option<Collector> {
+    // SAFETY: what list, dict and tuple hold is borrowed from the answers, which are dropped last.
     unsafe {
-        let stats = (api.call)(COLLECTOR_STATS.load(Ordering::Relaxed), std::ptr::null_mut());
-        if stats.is_null() {
-            (api.err_clear)();
-            return 0;
-        }
-        let mut collections = 0;
-        let oldest = (api.list_get)(stats, 2);
-        if !oldest.is_null() {
-            let number = (api.dict_get)(oldest, c"collections".as_ptr());
-            if !number.is_null() {
-                collections = (api.long_as)(number);
+        let ask = |function: &AtomicPtr<std::ffi::c_void>| {
+            let answer = (api.call)(function.load(Ordering::Relaxed), std::ptr::null_mut());
+            api.clear_error();
+            answer
+        };
+        let answers = COLLECTOR.each_ref().map(ask);
+        let told = match answers {
+            [stats, is_enabled, thresholds] if answers.iter().all(|answer| !answer.is_null()) => {
+                let oldest = (api.list_get)(stats, 2);
+                let runs = if oldest.is_null() { oldest } else { (api.dict_get)(oldest, c"collections".as_ptr()) };
+                let youngest = (api.tuple_get)(thresholds, 0);
+                let full_runs = if runs.is_null() { 0 } else { (api.long_as)(runs) };
+                let never = !youngest.is_null() && (api.long_as)(youngest) == 0;
+                Some(Collector { full_runs, is_off: never || is_enabled != api.yes })
             }
-        }
-        (api.decref)(stats);
-        (api.err_clear)();
-        collections
+            _ => None,
+        };
+        api.release(answers);
+        api.clear_error();
+        told
     }
 }
 

@@ -352,8 +352,10 @@ record! {
         ended_ns: u64,
         /// 1: every way to end by itself is seen, so a process that is gone and has not written `ended_ns` was killed.
         tells_end: u64,
+        /// 1: at the last tick the collector was switched off, so that nobody frees garbage in cycles.
+        collector_is_off: u64,
         /// Zero.
-        reserved: [u64; 406],
+        reserved: [u64; 405],
         /// How the command asks for a heap snapshot.
         snapshot: SnapshotCall,
     }

@@ -60,10 +60,19 @@ pub struct Moment {
     pub rss_bytes: u64,
     /// The highest resident set so far, bytes.
     pub rss_peak_bytes: u64,
-    /// Runs of the collector over all generations so far.
-    pub full_collections: u64,
+    /// The cyclic collector; `None` where it can't be asked.
+    pub collector: Option<Collector>,
     /// Time spent in the agent's slow path so far, ns.
     pub agent_ns: u64,
+}
+
+/// The cyclic collector at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Collector {
+    /// Runs over all generations so far.
+    pub full_runs: u64,
+    /// It is switched off.
+    pub is_off: bool,
 }
 
 /// The writer half of a table.
@@ -199,16 +208,20 @@ impl<'a> Writer<'a> {
     /// of requests that had ended. When the history is full, every second tick goes and ticks come half as often.
     pub fn tick(&mut self, moment: &Moment) {
         let requests = self.header.requests;
-        while self.header.full_collections < moment.full_collections {
+        let full_runs = moment.collector.map_or(0, |collector| collector.full_runs);
+        while self.header.full_collections < full_runs {
             let record = CollectionRecord { requests, time_ns: moment.time_ns };
             // More runs than the ring has entries would only overwrite one another.
-            let behind = moment.full_collections - self.header.full_collections;
+            let behind = full_runs - self.header.full_collections;
             self.header.full_collections += behind.saturating_sub(COLLECTIONS as u64).max(1);
             let at = (self.header.full_collections - 1) as usize % COLLECTIONS;
             if let Some(slot) = self.collections.get_mut(at) {
                 *slot = record;
             }
             self.entry(SectionKind::Collections).used = self.header.full_collections.min(COLLECTIONS as u64) as u32;
+        }
+        if let Some(collector) = moment.collector {
+            self.header.collector_is_off = u64::from(collector.is_off);
         }
         self.header.updated_ns = moment.time_ns;
         self.header.rss_bytes = moment.rss_bytes;

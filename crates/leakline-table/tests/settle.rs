@@ -3,7 +3,7 @@
 mod memory;
 
 use leakline_table::layout::{FLAG_OBJECT, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, SampleRecord};
-use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Transit};
+use leakline_table::writer::{Birth, CodeKey, CodeText, Collector, Ending, Life, Moment, Transit};
 use memory::Table;
 use std::collections::BTreeSet;
 
@@ -244,7 +244,7 @@ fn ticks_thin_out_and_collections_go_round() {
             time_ns: (1_000_000 + second) * 1_000_000_000,
             rss_bytes: 1000 + second,
             rss_peak_bytes: 5000 - second,
-            full_collections: second / 4,
+            collector: Some(Collector { full_runs: second / 4, is_off: second == 999 }),
             agent_ns: second,
         });
     }
@@ -255,7 +255,7 @@ fn ticks_thin_out_and_collections_go_round() {
     assert!(snapshot.ticks.is_sorted_by(|a, b| a.time_ns + 7_000_000_000 <= b.time_ns), "ticks keep their distance");
     assert_eq!(snapshot.ticks[0].requests, 1, "the first tick stays");
     assert_eq!((header.rss_bytes, header.rss_peak_bytes, header.agent_ns), (1999, 5000, 999));
-    assert_eq!((snapshot.collections.len(), header.full_collections), (64, 249));
+    assert_eq!((snapshot.collections.len(), header.full_collections, header.collector_is_off), (64, 249, 1));
     assert_eq!(snapshot.collections.last().map(|last| last.requests), Some(997));
     assert!(snapshot.collections.is_sorted_by(|a, b| a.requests + 4 == b.requests), "the last 64, without a gap");
 }

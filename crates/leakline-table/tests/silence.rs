@@ -3,7 +3,7 @@
 mod memory;
 
 use leakline_table::layout::{FLAG_SMALL, Loss, NATIVE};
-use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random};
+use leakline_table::writer::{Birth, CodeKey, CodeText, Collector, Ending, Life, Moment, Random};
 use memory::Table;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -81,7 +81,7 @@ fn live(table: &mut Table, steps: u64) {
             time_ns: step * 1_000_000_000,
             rss_bytes: 1,
             rss_peak_bytes: 2,
-            full_collections: step / 2,
+            collector: Some(Collector { full_runs: step / 2, is_off: false }),
             agent_ns: 3,
         });
     }

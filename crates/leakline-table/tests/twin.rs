@@ -309,7 +309,7 @@ const CROWD: [u64; 3] = [900 * 1000, 300 * 1500, 300 * 250];
 fn crowd(seed: u64) -> [f64; 3] {
     let mut table = Table::new(seed);
     let stack = table.stack("crowd", 1);
-    table.writer.tick(&Moment { time_ns: 1, rss_bytes: 1, rss_peak_bytes: 1, full_collections: 0, agent_ns: 0 });
+    table.writer.tick(&Moment { time_ns: 1, rss_bytes: 1, rss_peak_bytes: 1, collector: None, agent_ns: 0 });
     let requests: Vec<u64> =
         (0..3).map(|route| table.writer.begin(b"GET", format!("/r{route}").as_bytes(), 0)).collect();
     // As if each byte were sampled: what is estimated then is known exactly before the table is thinned.

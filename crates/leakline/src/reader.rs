@@ -119,6 +119,7 @@ fn decode_beside(bytes: &[u8], root: &Path, look: Option<&Look>) -> Result<Worke
             .iter()
             .map(|collection| FullCollection { requests: count(collection.requests) })
             .collect(),
+        collector_is_off: header.collector_is_off == 1,
         ticks,
         losses: snapshot.losses().chain(damaged).map(|(cause, n)| Loss { cause, count: count(n) }).collect(),
         samples_taken: count(header.samples_taken),

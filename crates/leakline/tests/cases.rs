@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! # expect: none
-//! # expect: leak|cache ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
+//! # expect: leak|garbage|cache ROUTE [when OUTCOME] at FILE:FUNCTION, CLAUSE, …
 //!     in PACKAGE                           the stack passes through this package
 //!     native in LIBRARY                    its origin is native (or mixed), and it blames this library
 //!     by SYMBOL                            and this function of it
@@ -107,8 +107,10 @@ fn expected(case: &Case) -> Expected {
         let (route, file, function) = (route.to_owned(), file.to_owned(), function.to_owned());
         return Expected::Retained { route, file, function, clauses };
     }
-    let (kind, leak) =
-        what.split_once(' ').filter(|(kind, _)| ["leak", "cache"].contains(kind)).unwrap_or_else(|| panic!("{line}"));
+    let (kind, leak) = what
+        .split_once(' ')
+        .filter(|(kind, _)| ["leak", "garbage", "cache"].contains(kind))
+        .unwrap_or_else(|| panic!("{line}"));
     let (route, outcome) = match leak.split_once(" when ") {
         Some((route, outcome)) => (route, Some(outcome.to_owned())),
         None => (leak, None),
@@ -543,6 +545,8 @@ cases! {
     holder_class_dict "holders/class_dict"
     holder_closure "holders/closure"
     holder_context "holders/context"
+    holder_cycle "holders/cycle"
+    holder_cycle_for_ever "holders/cycle_for_ever"
     holder_environment "holders/environment"
     holder_errors "holders/errors"
     holder_extension "holders/extension"

@@ -6,7 +6,7 @@ mod memory;
 
 use leakline_table::layout::{self, HEADER_BYTES, Header, SECTIONS, SectionEntry, SectionKind};
 use leakline_table::reader::{RawFrame, Refusal, header};
-use leakline_table::writer::{Birth, CodeKey, CodeText, Ending, Life, Moment, Random, Way};
+use leakline_table::writer::{Birth, CodeKey, CodeText, Collector, Ending, Life, Moment, Random, Way};
 use memory::Table;
 use std::mem::offset_of;
 
@@ -32,7 +32,7 @@ fn genuine() -> Vec<u8> {
             time_ns: step * 1_000_000_000,
             rss_bytes: 1,
             rss_peak_bytes: 1,
-            full_collections: step / 9,
+            collector: Some(Collector { full_runs: step / 9, is_off: false }),
             agent_ns: 1,
         });
     }

@@ -74,6 +74,8 @@ pub enum Garbage {
     Collected,
     /// Nobody can tell: too little was there when the collector last ran over everything, if it ever did.
     Untested,
+    /// It is: a heap snapshot shows that nothing refers to most of it.
+    Seen,
 }
 
 /// The shape of the survivors' ages.

@@ -376,6 +376,8 @@ pub struct Worker {
     pub exchanged: Vec<Exchanged>,
     /// The collector's full runs, oldest first; the latest 64 at most.
     pub full_collections: Vec<FullCollection>,
+    /// The collector was switched off when it was last asked: nobody frees garbage in cycles.
+    pub collector_is_off: bool,
     /// History, oldest first.
     pub ticks: Vec<Tick>,
     /// Losses by cause, only those that happened.

@@ -14,7 +14,7 @@ use super::retained::{Retained, retained};
 use super::routes::{RouteTotals, Unattributed, totals, unattributed};
 use super::sockets::{SocketTotals, exchanged};
 
-/// The most that is claimed where no full collection has passed over the growth, so that cyclic garbage explains it too.
+/// The most that is claimed where cyclic garbage that no full collection has met yet explains the growth too.
 const UNCOLLECTED_CONFIDENCE: f64 = 0.9;
 /// The most that is ever claimed: the mildest healthy trend is a convention, not a law.
 const MOST_CONFIDENCE: f64 = 0.99;
@@ -36,6 +36,8 @@ pub enum Kind {
     Leak,
     /// The same, in a container that holds no more than so many.
     Cache,
+    /// The same, in cycles that nothing refers to and that the collector has not met yet.
+    Garbage,
 }
 
 /// Who allocates. `docs/decision.md` says how it is told.
@@ -113,10 +115,9 @@ pub struct Finding {
     pub rate: Rate,
     /// Estimated bytes that have been left behind so far.
     pub live_bytes: f64,
-    /// 1 less the probability that growth which is slowing down or being freed would look like this by chance,
-    /// corrected for all the groups that were looked at; at most 0.99, and at most 0.9 where no full collection of
-    /// cyclic garbage has passed over the growth.
-    pub confidence: f64,
+    /// The probability that growth which is slowing down or being freed would look like this by chance, corrected for all
+    /// the groups that were looked at.
+    pub doubt: f64,
     /// Whether the growth could be garbage that was not collected yet.
     pub garbage: Garbage,
     /// Samples that show it.
@@ -146,6 +147,14 @@ pub struct Finding {
     pub sockets: Vec<SocketTotals>,
     /// When the living workers reach their memory limit at this rate, in seconds.
     pub limit_reached_in_seconds: Option<f64>,
+}
+
+impl Finding {
+    /// How sure it is: without doubt 0.99 at most, and 0.9 where nobody knows whether it is garbage that the collector frees.
+    pub fn confidence(&self) -> f64 {
+        let most = if self.garbage == Garbage::Untested { UNCOLLECTED_CONFIDENCE } else { MOST_CONFIDENCE };
+        (1.0 - self.doubt).clamp(0.0, most)
+    }
 }
 
 /// What the evidence shows.
@@ -276,7 +285,6 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
     let is_certain = origin != Origin::Native || site.is_none() || objects >= TELLING;
     let origin_is_certain = is_certain && evidence.workers.iter().any(|worker| worker.walks_native);
 
-    let most = if group.shape.garbage == Garbage::RuledOut { MOST_CONFIDENCE } else { UNCOLLECTED_CONFIDENCE };
     let mut routes: Vec<_> = group.sources.iter().filter_map(Source::route).collect();
     routes.dedup();
     routes.sort_by_cached_key(|route| Reverse(deposits.requests_of(|source| source.route() == Some(*route))));
@@ -293,7 +301,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
         phase: Phase::ALL.into_iter().find(|&phase| in_phase(&members, phase) >= live_bytes * IN_ONE_PHASE),
         rate,
         live_bytes,
-        confidence: (1.0 - group.shape.doubt() * groups.len() as f64).clamp(0.0, most),
+        doubt: (group.shape.doubt() * groups.len() as f64).min(1.0),
         garbage: group.shape.garbage,
         samples: members.len(),
         survivors: survivors(&members),

@@ -147,6 +147,20 @@ impl Graph {
         (at, root, steps)
     }
 
+    /// By node: why the root lives that its shortest way begins at.
+    pub fn reasons(&self) -> Vec<Root> {
+        let mut reasons = vec![Root::Nobody; self.heap.objects.len()];
+        for &(root, why) in self.roots.iter().filter(|(root, _)| self.before(*root).is_none()) {
+            reasons[root.0 as usize] = why;
+        }
+        for node in self.by_distance() {
+            if let Some(before) = self.before(node) {
+                reasons[node.0 as usize] = reasons[before.0 as usize];
+            }
+        }
+        reasons
+    }
+
     /// The object before it on the shortest way from a root.
     pub fn before(&self, node: Node) -> Option<Node> {
         is_some(self.before[node.0 as usize])
@@ -344,6 +358,7 @@ mod tests {
             let graph = Graph::new(heap(&edges, |node| incoming[node] + outside[node]));
             let all = bytes_without(&graph, &edges, None);
             assert_eq!(all, (1u64 << nodes) - 1, "everything is held by a root, if only as garbage");
+            let reasons = graph.reasons();
             for node in graph.nodes() {
                 assert_eq!(
                     graph.retained(node),
@@ -352,7 +367,7 @@ mod tests {
                 );
                 // The shortest way is one.
                 let (root, why, steps) = graph.way(node);
-                assert!(graph.roots.contains(&(root, why)));
+                assert!(graph.roots.contains(&(root, why)) && reasons[node.0 as usize] == why);
                 let mut at = root;
                 for (_, next) in steps {
                     assert!(edges[at.0 as usize].contains(&next.0));

@@ -108,7 +108,7 @@ pub struct Rss {
 /// One finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// `leak`, `cache`, `balloon` or `retained`
+    /// `leak`, `garbage`, `cache`, `balloon` or `retained`
     pub kind: &'static str,
     /// `python`, `native` or `mixed`
     pub origin: &'static str,
@@ -163,6 +163,10 @@ pub struct Finding {
     /// Cyclic garbage that was not collected yet is ruled out; false for a balloon that was not given back yet while no full
     /// collection has run; null for any other.
     pub collected: Option<bool>,
+    /// Whether what a leak has left behind is garbage in cycles: `no`; `untested` where no full collection has met it and no
+    /// heap snapshot tells; `yes` where one does, and if it is a leak all the same, the collector is switched off. Null for a
+    /// balloon and for what is retained.
+    pub garbage: Option<&'static str>,
     /// The line that allocates.
     pub site: Option<Line>,
     /// The innermost line of the application's own code.

@@ -1,7 +1,8 @@
 //! Turns a finding into one sentence, and a remedy into a line.
 use super::text::{plural, size};
+use crate::analyze::decision::Garbage;
 use crate::analyze::evidence::{Frame, Outcome};
-use crate::analyze::{After, Balloon, Blamed, Finding, Remedy, Retained, Taken};
+use crate::analyze::{After, Balloon, Blamed, Finding, Kind, Remedy, Retained, Taken};
 
 /// What may be done about memory that is retained.
 pub(super) fn remedy(remedy: Remedy, retained: &Retained) -> String {
@@ -86,7 +87,13 @@ pub(super) fn leak_summary(finding: &Finding) -> String {
     let bytes = size(finding.rate.bytes);
     let place = place(finding.blamed.as_ref(), finding.application.as_ref(), finding.site.as_ref());
     let per = if finding.routes.is_empty() { " per request served" } else { "" };
-    let mut sentence = format!("{who} leaves {bytes}{per} behind{place}");
+    let garbage = match (finding.kind, finding.garbage) {
+        (Kind::Garbage, _) => ", in cycles that wait for the collector",
+        (_, Garbage::Seen) => ", in cycles, and the collector is switched off",
+        (_, Garbage::Untested) => ", unless that is garbage which waits for the collector",
+        _ => "",
+    };
+    let mut sentence = format!("{who} leaves {bytes}{per} behind{place}{garbage}");
     sentence[..1].make_ascii_uppercase();
     sentence + "."
 }

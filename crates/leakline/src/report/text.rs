@@ -115,7 +115,12 @@ impl Page<'_> {
 
     /// `LEAK: GET /data`, with the route in bold.
     fn verdict(&self, finding: &Finding) -> String {
-        let kind = self.styled(AnsiColor::Red.on_default().bold(), &finding.kind.to_uppercase());
+        let (colour, alternative) = match (finding.kind, finding.garbage) {
+            ("leak", Some("untested")) => (AnsiColor::Red, " OR GARBAGE"),
+            ("garbage", _) => (AnsiColor::Yellow, ""),
+            _ => (AnsiColor::Red, ""),
+        };
+        let kind = self.styled(colour.on_default().bold(), &(finding.kind.to_uppercase() + alternative));
         let route = match &finding.routes[..] {
             [] => "what runs outside of requests".to_owned(),
             [route] => shorten(&printable(route), NAME),
@@ -264,9 +269,11 @@ impl Page<'_> {
             writeln!(self.text, "  outlook  the limit of {limit} is reached in {} at this pace", duration(seconds))?;
         }
         let certainty = finding.confidence * 100.0;
-        let caution = match finding.collected {
-            Some(true) => "",
-            _ => ",\n           as it may be cyclic garbage that no full collection has met yet",
+        let caution = match (finding.kind, finding.garbage) {
+            ("garbage", _) => ":\n           in cycles that nothing refers to and no full collection has met yet",
+            (_, Some("yes")) => ":\n           in cycles, and the collector is switched off",
+            (_, Some("untested")) => ",\n           as it may be cyclic garbage that no full collection has met yet",
+            _ => "",
         };
         writeln!(
             self.text,
@@ -463,6 +470,9 @@ impl Page<'_> {
                     }
                     "cache" => {
                         writeln!(self.text, "Next: see if what {place} fills may grow as large as its bound says.")
+                    }
+                    "garbage" => {
+                        writeln!(self.text, "Next: see which cycle {place} makes; gc.collect() frees what lies in it.")
                     }
                     _ => writeln!(self.text, "Next: see what {place} adds to, and what should take it away again."),
                 }

@@ -347,8 +347,8 @@ fn growth_that_no_collection_has_passed_over_is_reported_with_less_confidence() 
         drive(&mut server, &mut endpoints, 1_000);
         analyze(server).findings.remove(0)
     };
-    assert!(leak(true).confidence > 0.95 && leak(true).garbage == Garbage::RuledOut);
-    assert!(leak(false).confidence <= 0.9 && leak(false).garbage == Garbage::Untested);
+    assert!(leak(true).confidence() > 0.95 && leak(true).garbage == Garbage::RuledOut);
+    assert!(leak(false).confidence() <= 0.9 && leak(false).garbage == Garbage::Untested);
 }
 
 /// A quarter of what was left by the first quarter of requests is still there, and all of what came after: by its ages

@@ -1,6 +1,7 @@
 //! What a found leak looks like, to people and to programs.
+use leakline::analyze::decision::Garbage;
 use leakline::analyze::evidence::{Evidence, Loss};
-use leakline::analyze::findings;
+use leakline::analyze::{Kind, findings};
 use leakline::report::{Printed, Report, json, text};
 use serde_json::Value;
 
@@ -28,7 +29,7 @@ fn printed(evidence: &Evidence, colour: bool) -> String {
 fn the_text_says_what_and_where_within_a_terminals_size() {
     let page = printed(&leaking(), false);
     for part in [
-        "LEAK: GET /tickets/<int:number> leaves",
+        "LEAK OR GARBAGE: GET /tickets/<int:number> leaves",
         "/srv/app.py:14 in view",
         "with Timer(\"load\"):",
         "stack table full (3)",
@@ -52,6 +53,29 @@ fn a_leak_of_one_outcome_is_told_with_the_others_beside() {
     let page = printed(&Evidence { workers: vec![server.worker()] }, false);
     assert!(page.contains("behind, only when it fails"), "{page}");
     assert!(page.contains("  others   ok leaves nothing, or "), "{page}");
+}
+
+/// The same growth, by what is known of the collector and of the objects that were left behind.
+#[test]
+fn what_may_be_garbage_is_called_so() {
+    let evidence = leaking();
+    let told = |kind, garbage| {
+        let mut analysis = findings(&evidence);
+        (analysis.findings[0].kind, analysis.findings[0].garbage) = (kind, garbage);
+        let report = Report::new(&evidence, &analysis);
+        let page = text(&report, Printed { source: &|_, _| None, colour: false });
+        let first = page.split(':').next().unwrap_or_default().to_owned();
+        (first, report.findings[0].confidence, report.findings[0].garbage, page.contains("NO LEAK FOUND"))
+    };
+    let expected = [
+        (Kind::Leak, Garbage::Untested, ("LEAK OR GARBAGE", 0.9, Some("untested"), false)),
+        (Kind::Leak, Garbage::RuledOut, ("LEAK", 0.99, Some("no"), false)),
+        (Kind::Leak, Garbage::Seen, ("LEAK", 0.99, Some("yes"), false)),
+        (Kind::Garbage, Garbage::Seen, ("GARBAGE", 0.99, Some("yes"), true)),
+    ];
+    for (kind, garbage, (first, confidence, is_garbage, is_no_leak)) in expected {
+        assert_eq!(told(kind, garbage), (first.to_owned(), confidence, is_garbage, is_no_leak));
+    }
 }
 
 #[test]

@@ -1,15 +1,20 @@
-//! From findings to what holds their memory: one snapshot of the worker that has most of it, or its last one.
+//! From findings to what holds their memory, or to that it is garbage: one snapshot of the worker that has most of it, or
+//! its last one.
 use std::collections::HashSet;
 
 use leakline_table::heap::Search;
 
+use crate::analyze::decision::Garbage;
 use crate::analyze::evidence::{Evidence, Worker};
 use crate::analyze::{Analysis, Kind};
-use crate::heap::{self, Graph, holder::holder};
+use crate::heap::{self, Graph, graph::Root, holder::holder};
 use crate::runs::TableFile;
 use crate::target::snapshot::{self, Forecast};
 
 use super::super::say;
+
+/// What is true of more than this share of a finding's survivors, by bytes, is said of the finding.
+const MOST: f64 = 0.5;
 
 /// Fills in the holders of what grows, as far as a snapshot tells. Whatever goes wrong, the report does without, and says so.
 /// `tables` are those of the evidence's workers. A worker that runs is asked where `ask_seconds` says how long that may take.
@@ -28,13 +33,30 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
     }
     let lost: Option<HashSet<u64>> =
         (header.search == Search::Done as u64).then(|| graph.heap.lost.iter().copied().collect());
+    let reasons = graph.reasons();
     for finding in &mut analysis.findings {
         let survivors = finding.survivors.iter().filter(|survivor| survivor.worker == worker);
         let blocks: Vec<(u64, f64)> =
             survivors.filter_map(|survivor| block(&evidence.workers[worker], survivor.sample, &graph)).collect();
         finding.lost = lost.as_ref().and_then(|lost| share(&blocks, |address| lost.contains(&address)));
+        let is_most = |share: Option<f64>| share.is_some_and(|share| share > MOST);
+        let lives_by = |why| {
+            let is_so = |address| graph.owner(address).is_some_and(|(node, _)| reasons[node.0 as usize] == why);
+            is_most(share(&blocks, is_so))
+        };
         // What most of it has not got is no holder of it.
-        finding.holder = holder(&graph, &blocks).filter(|_| finding.lost.is_none_or(|lost| lost <= 0.5));
+        finding.holder = holder(&graph, &blocks).filter(|_| !is_most(finding.lost));
+        // Garbage has pointers to itself. A reference that nobody knows of is no proof that somebody has it.
+        if is_most(finding.lost) || lives_by(Root::Module) {
+            finding.garbage = Garbage::RuledOut;
+        } else if finding.garbage == Garbage::Untested && lives_by(Root::Nobody) {
+            finding.garbage = Garbage::Seen;
+            // What nobody collects is as good as kept.
+            if !evidence.workers[worker].collector_is_off {
+                finding.kind = Kind::Garbage;
+                finding.limit_reached_in_seconds = None;
+            }
+        }
         if finding.holder.as_ref().is_some_and(|holder| holder.bound_bytes.is_some()) {
             finding.kind = Kind::Cache;
         }
