@@ -9,8 +9,9 @@ type ClockGettime = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -
 /// The C library's own clock_gettime; 0 where it was not found.
 static OWN: AtomicUsize = AtomicUsize::new(0);
 
-/// Gets both kinds of clocks ready, and looks for the C library's own clock_gettime. A library that was preloaded to tell another time, as libfaketime is,
-/// allocates with its lock taken, and would wait for ever for itself if the hook that sees it asked for the time.
+/// Gets both kinds of clocks ready, and looks for the C library's own clock_gettime. A library that was preloaded to tell
+/// another time, as libfaketime is, allocates with its lock taken, and would wait for ever for itself if the hook that sees it
+/// asked for the time.
 pub(crate) fn prepare() {
     // SAFETY: both get C strings. What is loaded already is only looked up, and the C library is never unloaded.
     let found = unsafe {

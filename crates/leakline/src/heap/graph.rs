@@ -150,7 +150,8 @@ impl Graph {
     /// By node: why the root lives that its shortest way begins at.
     pub fn reasons(&self) -> Vec<Root> {
         let mut reasons = vec![Root::Nobody; self.heap.objects.len()];
-        for &(root, why) in self.roots.iter().filter(|(root, _)| self.before(*root).is_none()) {
+        // Where an object lives for several reasons, the first one counts, as for its way.
+        for &(root, why) in self.roots.iter().rev().filter(|(root, _)| self.before(*root).is_none()) {
             reasons[root.0 as usize] = why;
         }
         for node in self.by_distance() {
