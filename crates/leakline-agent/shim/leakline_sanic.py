@@ -50,12 +50,20 @@ def begin(request):
         is_websocket = request.headers.get("upgrade", "").lower() == "websocket"
         # The connection's task may have been started from another request's.
         handle = native.begin("WS" if is_websocket else request.method, request.path, True)
-        # Only uvloop writes in no context.
-        if "uvloop" in sys.modules:
-            native.serves(request.transport.get_extra_info("socket").fileno())
-        return handle
     except Exception:
         return native.begin("", "", True)
+    # Only uvloop writes in no context.
+    if "uvloop" in sys.modules:
+        serve(request)
+    return handle
+
+
+def serve(request):
+    """What is sent on the request's socket is its own. One whose client has left may have none."""
+    try:
+        native.serves(request.transport.get_extra_info("socket").fileno())
+    except Exception:
+        pass
 
 
 def status(request):
