@@ -14,7 +14,7 @@ mod text;
 
 pub(crate) use collector::{Interpreters, collector_lists, find_collector, knows_collector};
 pub(crate) use context::{Variable, unsigned};
-pub(crate) use frames::{DEPTH, evaluator, frames, key, readable_word};
+pub(crate) use frames::{DEPTH, evaluator, frames, key, line, readable_word};
 pub(crate) use install::{Answer, ask_to_install, ask_to_remove};
 pub(crate) use layout::{collector_head, pool_bytes, version};
 pub(crate) use life::look;

@@ -4,17 +4,23 @@
 //! that brings it below zero is sampled. A block of z bytes is sampled with the chance p = 1 - exp(-z/R), so it stands
 //! for z / p bytes: sums of such weights are unbiased (Horvitz and Thompson 1952).
 //!
+//! Most of what a server allocates it frees at once. Where experience says so of a place ([`place`]), what the countdown has
+//! chosen is passed over more often than not, before anything was spent on it, and what is taken stands for as many more
+//! bytes: there R is longer, by what the writer knows of the place.
+//!
 //! R follows the budget: the time that samples take is measured, and R raised or lowered until it fits. What requests and
 //! sockets cost is not in it, since no R would lower that. The budget is a share of one core. A server that is idle most of
 //! the time could spend all of that on a few requests, so beyond one half of it samples are also held to a share of the CPU
-//! time that the process spends, four times as large as the budget.
+//! time that the process spends, four times as large as the budget. The first requests are worth more: a server that
+//! answers thousands a second would have had them before R has found its value. Beyond the budget, once, sampling may
+//! take what the budget is of [`CREDIT_NS`].
 
 use crate::python::api::{self, Api, ThreadState};
 use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
-use crate::{clock, config, message, requests, sockets, stack, table};
+use crate::{clock, config, message, native, requests, sockets, stack, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT, Loss};
-use leakline_table::writer::{Birth, Random, Transit};
+use leakline_table::writer::{Birth, PLACES, Random, Transit, Writer};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
@@ -73,6 +79,11 @@ const WINDOW_CPU_NS: u64 = 20_000_000;
 /// What sampling may take of the process's own CPU time, in budgets, and the part of the budget that it may take in any case.
 const BUDGETS_OF_OWN: f64 = 4.0;
 const IN_ANY_CASE: f64 = 0.5;
+/// From the end of the first request on, sampling may take so many budgets of the process's own CPU time, until it has taken
+/// as much beyond the budget as that is of so much time, ns; and the interval to begin that with, bytes.
+const BUDGETS_ON_CREDIT: f64 = 12.0;
+const CREDIT_NS: f64 = 20e9;
+const INTERVAL_ON_CREDIT: f64 = 32_768.0;
 /// While waiting for the interpreter: malloc's bytes between two looks whether it is there.
 const WAIT_BYTES: i64 = 16 << 10;
 
@@ -82,6 +93,8 @@ struct Control {
     window: Window,
     /// When to look next at what the window has cost, ticks.
     next_look: u64,
+    /// What is left of the credit, ns; `None` before the first request.
+    credit: Option<f64>,
     /// The least interval since the table had to thin.
     floor: f64,
     /// A small block that was sampled just now, and what is left of the countdown: at the next allocation it will hold
@@ -110,6 +123,7 @@ static CONTROL: Shared = Shared(UnsafeCell::new(Control {
     random: None,
     window: Window::NONE,
     next_look: 0,
+    credit: None,
     floor: LEAST_INTERVAL,
     unmarked: None,
 }));
@@ -173,7 +187,7 @@ pub(crate) fn begin_anew() {
         LARGE.set(distance(&mut random, first_interval()));
     }
     (control.random, control.unmarked, control.floor) = (Some(random), None, LEAST_INTERVAL);
-    (control.window, control.next_look) = (Window::NONE, 0);
+    (control.window, control.next_look, control.credit) = (Window::NONE, 0, None);
 }
 
 /// A block of malloc's is due.
@@ -232,9 +246,14 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
     if !table::exists() && !make_table(&mut recorder, access) {
         return;
     }
-    if let Some(writer) = recorder.writer() {
-        writer.expect(address as u64);
-    }
+    let place = place(access, bytes, flags);
+    let chance = random(&recorder).unit();
+    let Some(writer) = recorder.writer() else { return };
+    let Some(weight) = weight_if_taken(writer, place, bytes as f64, chance) else {
+        let interval = writer.interval_bytes();
+        return countdown(is_small).set(draw(&recorder, interval));
+    };
+    writer.expect(address as u64);
     let (thread, request) = on_whose_behalf(api, access);
     follow_budget(&mut recorder);
     let Some(writer) = recorder.writer() else { return };
@@ -248,25 +267,52 @@ fn take(address: usize, bytes: usize, block: usize, flags: u8) {
         address: address as u64,
         size: bytes as u64,
         block: block as u64,
-        weight: weight(bytes as f64, interval),
+        weight,
         stack,
         request,
         // A look at a block wants the GIL of the interpreter that may free it.
         flags: if matches!(access, Access::Main(_)) { flags } else { flags & FLAG_GROWTH },
+        place,
     });
     let interval_now = writer.interval_bytes();
     if interval_now > interval {
         control(&recorder).floor = interval_now;
     }
     let left = draw(&recorder, interval_now);
-    if !is_small {
-        LARGE.set(left);
-    } else if flags & FLAG_OBJECT != 0 && sample.is_some() {
+    if is_small && flags & FLAG_OBJECT != 0 && sample.is_some() {
         control(&recorder).unmarked = sample.map(|sample| (sample, left));
         SMALL.set(0);
     } else {
-        SMALL.set(left);
+        countdown(is_small).set(left);
     }
+}
+
+fn countdown(is_small: bool) -> &'static Countdown {
+    if is_small { &SMALL } else { &LARGE }
+}
+
+/// A number for where in the program, as far as one look tells, a block of about that size is allocated.
+fn place(access: Access, bytes: usize, flags: u8) -> u16 {
+    let line = match access {
+        // SAFETY: the thread state is this thread's.
+        Access::Main(thread) | Access::FramesOnly(thread) | Access::Elsewhere(thread) => unsafe {
+            python::line(thread)
+        },
+        Access::None => 0,
+    };
+    let kind = u64::from(bytes.checked_ilog2().unwrap_or(0)) << 8 | u64::from(flags);
+    (native::mix(line, kind) % PLACES as u64) as u16
+}
+
+/// What a block that the countdown has chosen stands for, bytes; `None` where it is passed over. A place that has a longer
+/// interval T takes as many of the blocks as make the chance 1 - exp(-z/T) of 1 - exp(-z/R). `chance` is uniform in (0, 1].
+fn weight_if_taken(writer: &Writer<'_>, place: u16, bytes: f64, chance: f64) -> Option<f64> {
+    let interval = writer.interval_bytes();
+    if is_exact() {
+        return Some(bytes);
+    }
+    let longer = weight(bytes, writer.interval_at(place, bytes));
+    (chance * longer <= weight(bytes, interval)).then_some(longer)
 }
 
 /// Whose stack to read, and for which request this thread works, as far as it may find out.
@@ -295,7 +341,12 @@ fn note_mark(recorder: &mut Recorder, bytes: usize) -> bool {
 }
 
 fn draw(recorder: &Recorder, interval: f64) -> i64 {
-    distance(control(recorder).random.get_or_insert_with(|| Random::new(clock::unix_ns())), interval)
+    distance(random(recorder), interval)
+}
+
+#[allow(clippy::mut_from_ref)]
+fn random(recorder: &Recorder) -> &mut Random {
+    control(recorder).random.get_or_insert_with(|| Random::new(clock::unix_ns()))
 }
 
 /// Bytes until the next sample: exponential, or none where each block is one.
@@ -322,8 +373,21 @@ fn weight(bytes: f64, interval: f64) -> f64 {
 /// Raises or lowers the interval so that the slow path takes the share of one core, and of the process's own time, that it
 /// may.
 fn follow_budget(recorder: &mut Recorder) {
+    let Some((requests, interval)) = recorder.writer().map(|writer| (writer.requests(), writer.interval_bytes()))
+    else {
+        return;
+    };
     let (ticks, control) = (clock::ticks(), control(recorder));
-    if ticks < control.next_look || fixed_interval().is_some() {
+    let Some(budget) = config::get().map(|config| config.budget) else { return };
+    if fixed_interval().is_some() {
+        return;
+    }
+    if control.credit.is_none() && requests > 0 {
+        (control.credit, control.window, control.next_look) = (Some(budget * CREDIT_NS), Window::NONE, 0);
+        let first = interval.min(INTERVAL_ON_CREDIT).max(control.floor);
+        return change_interval(recorder, interval, first);
+    }
+    if ticks < control.next_look {
         return;
     }
     control.next_look = ticks + WINDOW;
@@ -339,15 +403,26 @@ fn follow_budget(recorder: &mut Recorder) {
     if before.began == 0 || now <= before.began {
         return;
     }
-    let Some(budget) = config::get().map(|config| config.budget) else { return };
-    let floor = control.floor;
     let spent = window.spent.saturating_sub(before.spent) as f64;
     let passed = now.saturating_sub(before.began) as f64;
-    let excess = spent / (budget * (BUDGETS_OF_OWN * cpu as f64).clamp(IN_ANY_CASE * passed, passed));
+    let allowed = budget * (BUDGETS_OF_OWN * cpu as f64).clamp(IN_ANY_CASE * passed, passed);
+    let credit = control.credit.unwrap_or(0.0);
+    let excess = spent / allowed.max((allowed + credit).min(budget * BUDGETS_ON_CREDIT * cpu as f64));
+    control.credit = control.credit.map(|credit| (credit - (spent - allowed).max(0.0)).max(0.0));
+    // As far up as down, so that chance does not drive it either way.
+    let next = (interval * excess.clamp(0.25, 4.0)).clamp(control.floor, MOST_INTERVAL);
+    change_interval(recorder, interval, next);
+}
+
+/// What is left of a countdown is as exponential as it was when it was drawn, so that it only has to be stretched.
+fn change_interval(recorder: &mut Recorder, from: f64, to: f64) {
     if let Some(writer) = recorder.writer() {
-        // As far up as down, so that chance does not drive it either way.
-        let interval = writer.interval_bytes() * excess.clamp(0.5, 2.0);
-        writer.set_interval_bytes(interval.clamp(floor, MOST_INTERVAL));
+        writer.set_interval_bytes(to);
+    }
+    let stretched = |left: i64| (left as f64 * (to / from)) as i64;
+    [&SMALL, &LARGE].into_iter().for_each(|countdown| countdown.set(stretched(countdown.left())));
+    if let Some((_, left)) = &mut control(recorder).unmarked {
+        *left = stretched(*left);
     }
 }
 

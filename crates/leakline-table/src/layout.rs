@@ -196,7 +196,7 @@ macro_rules! field {
     )*};
 }
 
-field!(u8, u32, u64, f64);
+field!(u8, u32, u64, f32, f64);
 
 impl<T: Field + Default, const N: usize> Field for [T; N] {
     fn at(bytes: &[u8], offset: usize) -> Self {
@@ -320,7 +320,7 @@ record! {
         server: u32,
         /// The command line, NUL-separated, a string.
         command: u32,
-        /// The mean distance between samples in force, bytes.
+        /// The mean distance between samples in force, bytes, where what is allocated stays; elsewhere it is longer.
         interval_bytes: f64,
         /// Samples taken since the start.
         samples_taken: u64,
@@ -529,7 +529,9 @@ record! {
         /// The [`Phase`] at the peak.
         phase: u8,
         /// Zero.
-        reserved: [u8; 10],
+        reserved: [u8; 2],
+        /// Standard deviation of `bytes`, bytes.
+        deviation: f32,
         /// Of a request in flight: its route, as far as that is known, a string. 0 where the request has ended.
         name: u32,
     }

@@ -6,12 +6,14 @@
 //! - `names` interns strings, code objects, stacks, modules and routes.
 //! - `samples` holds the live samples and finds them by address.
 //! - `requests` follows requests from their beginning to their end, when their samples are settled.
+//! - `places` knows how much of what a place allocates stays.
 //! - `peaks` keeps what requests held at their highest.
 //! - `sockets` counts what they exchanged, and with whom.
 
 mod memory;
 mod names;
 mod peaks;
+mod places;
 mod requests;
 mod samples;
 mod sockets;
@@ -19,6 +21,7 @@ mod watch;
 
 pub use memory::Filter;
 pub use names::{CodeKey, CodeText};
+pub use places::PLACES;
 pub use requests::{Ending, IN_FLIGHT, Life, slot};
 pub use samples::{Birth, Transit};
 pub use sockets::Way;
@@ -167,6 +170,12 @@ impl<'a> Writer<'a> {
     /// Sets the mean distance between samples, bytes.
     pub fn set_interval_bytes(&mut self, interval: f64) {
         self.header.interval_bytes = interval;
+    }
+
+    /// The mean distance between samples of blocks of `bytes` at a place, bytes: longer where little of what the place
+    /// allocates stays.
+    pub fn interval_at(&self, place: u16, bytes: f64) -> f64 {
+        self.samples.places.interval(place, bytes, self.header.interval_bytes)
     }
 
     /// Names the server; the first name stays.

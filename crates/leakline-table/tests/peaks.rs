@@ -16,7 +16,7 @@ fn stack(table: &mut Table, function: &str, address: u64) -> u32 {
 }
 
 fn born(table: &mut Table, address: u64, size: u64, stack: u32, request: u64) {
-    let birth = Birth { address, size, block: size, weight: size as f64, stack, request, flags: 0 };
+    let birth = Birth { address, size, block: size, weight: size as f64, stack, request, flags: 0, place: 0 };
     let _ = table.writer.born(&birth).expect("there is room");
 }
 

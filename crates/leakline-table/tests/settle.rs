@@ -17,7 +17,7 @@ fn sampled(table: &mut Table, address: u64, request: u64) -> Transit {
     let flags = FLAG_SMALL | FLAG_OBJECT;
     table
         .writer
-        .born(&Birth { address, size: 64, block: 64, weight: 640.0, stack: 0, request, flags })
+        .born(&Birth { address, size: 64, block: 64, weight: 640.0, stack: 0, request, flags, place: 0 })
         .expect("there is room")
 }
 

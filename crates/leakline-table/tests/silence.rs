@@ -67,8 +67,16 @@ fn live(table: &mut Table, steps: u64) {
             writer.status(request, 500);
         }
         let (address, size) = (16 * (random.bits() % 2000), 1 + random.bits() % 600);
-        let sample =
-            writer.born(&Birth { address, size, block: size, weight: size as f64, stack, request, flags: FLAG_SMALL });
+        let sample = writer.born(&Birth {
+            address,
+            size,
+            block: size,
+            weight: size as f64,
+            stack,
+            request,
+            flags: FLAG_SMALL,
+            place: 0,
+        });
         if let Some(sample) = sample {
             writer.mark(sample, |_| Life::InUse(7));
         }

@@ -189,7 +189,7 @@ fn live(seed: u64, steps: usize) {
                 let (size, stack) = (1 + pick(&mut random, 5000) as u64, stacks[function]);
                 let flags = if size <= 512 { FLAG_SMALL } else { 0 };
                 let weight = size as f64 * 3.0;
-                table.writer.born(&Birth { address, size, block: size, weight, stack, request, flags });
+                table.writer.born(&Birth { address, size, block: size, weight, stack, request, flags, place: 0 });
                 let sample = twin.sample(size, weight, function, request, false);
                 twin.place(address, Block { bytes: size, samples: vec![sample] });
             }
@@ -316,7 +316,7 @@ fn crowd(seed: u64) -> [f64; 3] {
     let born = |table: &mut Table, address: u64, size: u64, block: u64, route: usize| {
         let flags = if size < block { FLAG_GROWTH } else { 0 };
         let (weight, request) = (size as f64, requests[route]);
-        table.writer.born(&Birth { address, size, block, weight, stack, request, flags });
+        table.writer.born(&Birth { address, size, block, weight, stack, request, flags, place: 0 });
     };
     let pages = (0..300).map(|page| 0x100_0000 + 0x1000 * page);
     for page in pages.clone() {

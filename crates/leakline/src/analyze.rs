@@ -23,7 +23,7 @@ mod window;
 
 pub use balloons::{Balloon, Reached};
 pub use blame::{Blamed, Taken};
-pub use finding::{Analysis, Finding, Grown, Holder, Kind, Origin, Share, Survivor, findings};
+pub use finding::{Analysis, Beside, Finding, Grown, Holder, Kind, Origin, Share, Survivor, findings};
 pub use outlook::span;
 pub use rate::Rate;
 pub use retained::{After, Remedy, Retained};

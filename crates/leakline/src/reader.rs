@@ -244,6 +244,7 @@ fn peak(record: &PeakRecord, stack: Option<u32>, routes: &[Route]) -> Option<Pea
         request: settled(record.route, record.outcome, record.ordinal, routes)?,
         after: count(record.requests),
         bytes: amount(record.bytes),
+        deviation: amount(record.deviation.into()),
         top_bytes: amount(record.top_bytes),
         stack: stack.map(StackId),
         phase: Phase::ALL[record.phase as usize],
@@ -253,17 +254,20 @@ fn peak(record: &PeakRecord, stack: Option<u32>, routes: &[Route]) -> Option<Pea
 
 /// What a request in flight holds now; at its highest it may have held more.
 fn in_flight(record: &PeakRecord, name: &str, snapshot: &Snapshot) -> InFlight {
-    let mut stacks: HashMap<Option<u32>, f64> = HashMap::new();
+    let (mut stacks, mut variance): (HashMap<Option<u32>, f64>, f64) = Default::default();
     let is_of_it =
         |raw: &&RawSample| raw.record.owner == layout::OWNER_IN_FLIGHT && raw.record.ordinal == record.ordinal;
     for raw in snapshot.samples.iter().filter(is_of_it) {
-        *stacks.entry(raw.stack).or_default() += amount(raw.record.weight);
+        let weight = amount(raw.record.weight);
+        *stacks.entry(raw.stack).or_default() += weight;
+        variance += weight * (weight - raw.record.size as f64).max(0.0);
     }
     let top = stacks.iter().max_by(|one, other| one.1.total_cmp(other.1));
     InFlight {
         route: printable(name),
         phase: Phase::ALL[record.phase as usize],
         bytes: stacks.values().sum(),
+        deviation: variance.sqrt(),
         top_bytes: top.map_or(0.0, |(_, bytes)| *bytes),
         stack: top.and_then(|(stack, _)| *stack).map(StackId),
     }

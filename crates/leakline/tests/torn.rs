@@ -53,7 +53,7 @@ fn what_is_read_while_it_is_written_is_whole_or_left_out() {
         let (address, size) = (0x10_0000 + 16 * (step % LIVE), 100 + step % 5000);
         writer.died(address);
         let weight = 3.0 * size as f64;
-        writer.born(&Birth { address, size, block: size, weight, stack: 0, request, flags: 0 });
+        writer.born(&Birth { address, size, block: size, weight, stack: 0, request, flags: 0, place: 0 });
         writer.end(request, Ending { outcome: (step % 3) as u8, now_ns: step }, |_| Life::InUse(0));
     };
     // Before anybody reads, all routes are known and all slots were in use.

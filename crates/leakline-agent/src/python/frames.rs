@@ -195,6 +195,22 @@ pub(crate) unsafe fn key(thread: ThreadState, seed: u64) -> u64 {
     }
 }
 
+/// A number for what the calling thread's innermost frame is executing, 0 where it has none. Others may have the same one.
+///
+/// # Safety
+/// The thread state is the calling thread's own.
+pub(crate) unsafe fn line(thread: ThreadState) -> u64 {
+    let mut line = 0;
+    // SAFETY: the caller's promise; the layout was verified before the first sample.
+    unsafe {
+        walk(layout::chosen(), thread, |frame| {
+            line = mix(frame.code as u64, frame.instruction.into());
+            false
+        });
+    }
+    line
+}
+
 /// Changes when another code object comes to lie where one was.
 ///
 /// # Safety

@@ -22,6 +22,8 @@ const PEAKS_A_KIND: usize = 8;
 #[repr(C)]
 pub(super) struct Peak {
     bytes: f64,
+    /// The variance of that estimate, bytes squared.
+    variance: f64,
     /// The peak when it was last looked at, and what was found.
     looked_bytes: f64,
     top_bytes: f64,
@@ -30,18 +32,20 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    pub(super) const NONE: Self = Self { bytes: 0.0, looked_bytes: 0.0, top_bytes: 0.0, top_stack: 0, phase: 0 };
+    pub(super) const NONE: Self =
+        Self { bytes: 0.0, variance: 0.0, looked_bytes: 0.0, top_bytes: 0.0, top_stack: 0, phase: 0 };
 }
 
 impl Writer<'_> {
     /// After a sample of a request: is this its highest so far, and what is it made of?
     pub(super) fn look_for_peak(&mut self, index: u32) {
         let request = self.requests.slot(index);
-        let (bytes, phase, head) = (request.live_bytes(), request.phase(), request.first);
+        let (bytes, variance) = (request.live_bytes(), request.live_variance());
+        let (phase, head) = (request.phase(), request.first);
         if bytes <= request.peak.bytes {
             return;
         }
-        request.peak.bytes = bytes;
+        (request.peak.bytes, request.peak.variance) = (bytes, variance);
         if bytes < LEAST_LOOK_BYTES || bytes < request.peak.looked_bytes * LOOK_AGAIN {
             return;
         }
@@ -80,7 +84,8 @@ impl Writer<'_> {
             left_bytes: 0.0,
             outcome: 0,
             phase: peak.phase as u8,
-            reserved: [0; 10],
+            reserved: [0; 2],
+            deviation: peak.variance.sqrt() as f32,
             name,
         };
         self.entry(SectionKind::Peaks).used = (PEAKS + PEAKS_IN_FLIGHT) as u32;
@@ -123,7 +128,8 @@ impl Writer<'_> {
             left_bytes: request.live_bytes(),
             outcome,
             phase: peak.phase as u8,
-            reserved: [0; 10],
+            reserved: [0; 2],
+            deviation: peak.variance.sqrt() as f32,
             name: 0,
         };
         let ended = &mut self.peaks[..PEAKS];

@@ -71,6 +71,8 @@ pub(super) struct Request {
     allocated_bytes: f64,
     /// Estimated bytes of its samples that are live now, and at the highest.
     live_bytes: f64,
+    /// The variance of that estimate, bytes squared.
+    live_variance: f64,
     pub(super) peak: Peak,
     /// What it has exchanged with whom.
     pub(super) exchanges: [Exchange; EXCHANGES],
@@ -189,7 +191,8 @@ impl Writer<'_> {
         let request = &mut slots[index];
         request.generation = request.generation.wrapping_add(1);
         request.began_ns = now_ns;
-        (request.allocated_bytes, request.live_bytes, request.peak) = (0.0, 0.0, Peak::NONE);
+        (request.allocated_bytes, request.live_bytes, request.live_variance) = (0.0, 0.0, 0.0);
+        request.peak = Peak::NONE;
         (request.first, request.left, request.status, request.is_template) = (0, 0, 0, 0);
         (request.exchanges, request.client_left, request.cut_short) = ([Exchange::NONE; EXCHANGES], 0, 0);
         request.phase = Phase::Handler as u32;
@@ -474,19 +477,26 @@ impl Request {
         self.allocated_bytes += weight;
     }
 
-    /// Its samples that live weigh so much more.
-    pub(super) fn kept(&mut self, weight: f64) {
+    /// A sample of `size` bytes that weighs so much lives.
+    pub(super) fn kept(&mut self, size: u64, weight: f64) {
         self.live_bytes += weight;
+        self.live_variance += variance(size, weight);
     }
 
-    /// A sample of it was freed.
-    pub(super) fn freed(&mut self, weight: f64) {
+    /// It does no longer.
+    pub(super) fn freed(&mut self, size: u64, weight: f64) {
         self.live_bytes -= weight;
+        self.live_variance -= variance(size, weight);
     }
 
     pub(super) fn live_bytes(&self) -> f64 {
         // Sums of floats do not come apart exactly.
         self.live_bytes.max(0.0)
+    }
+
+    /// The variance of that estimate, bytes squared.
+    pub(super) fn live_variance(&self) -> f64 {
+        self.live_variance.max(0.0)
     }
 
     pub(super) fn phase(&self) -> u8 {
@@ -523,6 +533,12 @@ impl Request {
         self.name[from..from + length].copy_from_slice(&path[..length]);
         self.name_bytes = (from + length) as u32;
     }
+}
+
+/// A block of z bytes that is sampled with the chance p stands for w = z / p of them; the estimate of this estimate's variance
+/// is w² (1 - p), after Horvitz and Thompson (1952).
+fn variance(size: u64, weight: f64) -> f64 {
+    weight * (weight - size as f64).max(0.0)
 }
 
 fn is_another_life(before: u64, now: u64) -> bool {

@@ -6,6 +6,7 @@
 
 use super::memory::{Carver, Plain};
 use super::names::mix;
+use super::places::Places;
 use super::{Life, Writer};
 use crate::layout::{
     FLAG_GROWTH, FLAG_SMALL, Loss, OWNER_IN_FLIGHT, OWNER_NONE, PHASE_SHIFT, Phase, SampleRecord, SectionKind,
@@ -28,6 +29,8 @@ pub struct Birth {
     pub request: u64,
     /// `FLAG_GROWTH` and its like.
     pub flags: u8,
+    /// Where in the program it was allocated, below [`PLACES`](super::PLACES).
+    pub place: u16,
 }
 
 /// A sampled block whose address is being changed by realloc: while the allocator works it has none, so that another
@@ -52,8 +55,10 @@ struct Link {
     request_previous: u32,
     /// Raised whenever the slot is freed.
     generation: u32,
-    /// The round of thinning that the sample has survived last.
-    round: u32,
+    /// The round of thinning that the sample has survived last; wraps.
+    round: u16,
+    /// The place that allocated the block, for anchors.
+    place: u16,
     /// Bytes of the whole block, for anchors.
     block: u64,
 }
@@ -70,19 +75,21 @@ pub(super) struct Samples<'a> {
     free: u32,
     /// Slots that have ever been used.
     used: u32,
-    /// Rounds of thinning so far.
-    round: u32,
+    /// Rounds of thinning so far; wraps.
+    round: u16,
+    pub(super) places: Places<'a>,
 }
 
 impl<'a> Samples<'a> {
     pub(super) fn private_bytes(samples: usize) -> usize {
-        samples * size_of::<Link>() + 4 * index_cells(samples)
+        samples * size_of::<Link>() + 4 * index_cells(samples) + Places::private_bytes()
     }
 
     pub(super) fn new(records: &'a mut [SampleRecord], private: &mut Carver<'a>) -> Option<Self> {
         let count = records.len();
         let (links, index) = (private.take(count)?, private.take(index_cells(count))?);
-        Some(Self { records, links, index, free: 0, used: 0, round: 0 })
+        let places = Places::new(private)?;
+        Some(Self { records, links, index, free: 0, used: 0, round: 0, places })
     }
 
     pub(super) fn record(&mut self, slot: u32) -> &mut SampleRecord {
@@ -216,7 +223,9 @@ impl Writer<'_> {
         }
         let slot = self.record(birth)?;
         self.settle_down(slot, birth.address);
-        self.samples.links[slot as usize].block = birth.block;
+        let link = &mut self.samples.links[slot as usize];
+        (link.block, link.place) = (birth.block, birth.place);
+        self.samples.places.born(birth.place, birth.request != 0);
         Some(Transit { slot, generation: self.samples.generation(slot) })
     }
 
@@ -274,7 +283,7 @@ impl Writer<'_> {
     pub fn grown(&mut self, transit: Transit, added: u64, stack: u32, request: u64) {
         // It may outlive the block's first sample and stand for the block then, so it says whose block it is.
         let flags = FLAG_GROWTH | self.samples.record(transit.slot).flags & FLAG_SMALL;
-        let birth = Birth { address: 0, size: added, block: 0, weight: added as f64, stack, request, flags };
+        let birth = Birth { address: 0, size: added, block: 0, weight: added as f64, stack, request, flags, place: 0 };
         if let Some(slot) = self.record(&birth) {
             if !self.samples.is_live(transit.slot, transit.generation) {
                 return self.drop_slot(slot);
@@ -334,7 +343,7 @@ impl Writer<'_> {
             Some(index) => {
                 self.samples.join_request(slot, index, &mut self.requests.slot(index).first);
                 // Only here: what thinning has just refused is not held, and what it let pass counts twice.
-                self.requests.slot(index).kept(weight);
+                self.requests.slot(index).kept(birth.size, weight);
                 (self.requests.slot(index).phase(), None)
             }
             None => (Phase::After as u8, self.requests.ended(birth.request)),
@@ -384,6 +393,7 @@ impl Writer<'_> {
 
     /// Frees the slots of a block that the index leads to no more.
     fn drop_block(&mut self, anchor: u32) {
+        self.samples.places.died(self.samples.links[anchor as usize].place);
         let mut next = anchor + 1;
         while next != 0 {
             let slot = next - 1;
@@ -398,14 +408,15 @@ impl Writer<'_> {
         while next != 0 {
             let slot = next - 1;
             let record = self.samples.record(slot);
-            let before = record.weight;
-            record.weight *= share;
-            let gone = before - record.weight;
-            record.size = (record.size as f64 * share) as u64;
+            let before = (record.size, record.weight);
+            (record.size, record.weight) = ((record.size as f64 * share) as u64, record.weight * share);
+            let after = (record.size, record.weight);
             let link = &self.samples.links[slot as usize];
             next = link.next;
             if let Some(request) = link.request.checked_sub(1) {
-                self.requests.slot(request).freed(gone);
+                let request = self.requests.slot(request);
+                request.freed(before.0, before.1);
+                request.kept(after.0, after.1);
             }
         }
     }
@@ -414,9 +425,9 @@ impl Writer<'_> {
     fn drop_slot(&mut self, slot: u32) {
         let request = self.samples.links[slot as usize].request;
         if request != 0 {
-            let weight = self.samples.record(slot).weight;
+            let SampleRecord { size, weight, .. } = *self.samples.record(slot);
             let request = self.requests.slot(request - 1);
-            request.freed(weight);
+            request.freed(size, weight);
             self.samples.leave_request(slot, &mut request.first);
         }
         publish(&mut self.samples.record(slot).live, 0);
@@ -453,7 +464,7 @@ impl Writer<'_> {
     fn thin_block(&mut self, anchor: u32) -> u64 {
         let record = *self.samples.record(anchor);
         let Some(cell) = self.samples.cell(record.address) else { return 0 };
-        let block = self.samples.links[anchor as usize].block;
+        let Link { block, place, .. } = self.samples.links[anchor as usize];
         let mut kept = 0;
         let mut dropped = 0;
         let mut next = anchor + 1;
@@ -464,7 +475,9 @@ impl Writer<'_> {
                 let request = self.samples.links[slot as usize].request;
                 let record = self.samples.record(slot);
                 if let Some(request) = request.checked_sub(1) {
-                    self.requests.slot(request).kept(record.weight);
+                    let request = self.requests.slot(request);
+                    request.freed(record.size, record.weight);
+                    request.kept(record.size, record.weight * 2.0);
                 }
                 record.weight *= 2.0;
                 record.address = 0;
@@ -480,9 +493,11 @@ impl Writer<'_> {
         // closing a gap asks the records for their homes.
         if kept != 0 {
             self.samples.record(kept - 1).address = record.address;
-            self.samples.links[kept as usize - 1].block = block;
+            let link = &mut self.samples.links[kept as usize - 1];
+            (link.block, link.place) = (block, place);
             self.samples.index[cell] = kept;
         } else {
+            self.samples.places.forget(place);
             // The anchor was dropped; its record still has its address, which `leave` does not ask for.
             self.samples.leave(cell);
             self.filter.remove(record.address);

@@ -24,7 +24,7 @@ fn genuine() -> Vec<u8> {
         let stack = table.writer.stack(&[native, [code, 2], [1, 4], [2, u32::MAX]]);
         let request = table.writer.begin(b"GET", format!("/r{}", step % 7).as_bytes(), step);
         let (address, size) = (0x10_0000 + 16 * step, 100);
-        table.writer.born(&Birth { address, size, block: size, weight: 300_000.0, stack, request, flags: 0 });
+        table.writer.born(&Birth { address, size, block: size, weight: 300_000.0, stack, request, flags: 0, place: 0 });
         let peer = table.writer.peer(b"127.0.0.1:3306");
         table.writer.passed(request, peer, Way::Read, step);
         table.writer.end(request, Ending { outcome: (step % 3) as u8, now_ns: 2 * step }, |_| Life::InUse(0));

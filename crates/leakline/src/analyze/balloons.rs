@@ -229,21 +229,14 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Standard deviation of its bytes. A block of z bytes with the weight w has the variance w (w - z), which is below
-    /// w R for any size.
-    fn deviation(&self) -> f64 {
-        let at = self.peak.after as f64;
-        (self.worker.interval_between(at, at + 1.0) * self.peak.bytes).sqrt()
-    }
-
     /// The highest of n estimates of the same is up to sqrt(2 ln n) deviations too high on average.
     fn low(&self) -> f64 {
         let chosen = (2.0 * (self.alike.max(1) as f64).ln()).sqrt();
-        (self.peak.bytes - (SURE + chosen) * self.deviation()).max(0.0)
+        (self.peak.bytes - (SURE + chosen) * self.peak.deviation).max(0.0)
     }
 
     fn high(&self) -> f64 {
-        self.peak.bytes + SURE * self.deviation()
+        self.peak.bytes + SURE * self.peak.deviation
     }
 
     fn is_large(&self) -> bool {
@@ -379,7 +372,7 @@ fn cut_off(evidence: &Evidence, libraries: &Libraries, routes: &BTreeMap<&str, H
     let requests = killed.flat_map(|worker| worker.in_flight.iter().map(move |request| (worker, request)));
     let mut highest: BTreeMap<&str, Balloon> = BTreeMap::new();
     for (worker, request) in requests {
-        let deviation = SURE * (worker.interval_bytes * request.bytes).sqrt();
+        let deviation = SURE * request.deviation;
         let none = Heights::default();
         let heights = routes.get(request.route.as_str()).unwrap_or(&none);
         let level = level(request.bytes);

@@ -167,6 +167,8 @@ pub struct Peak {
     pub after: u64,
     /// Estimated bytes that were live at once.
     pub bytes: f64,
+    /// The standard deviation of that estimate, bytes.
+    pub deviation: f64,
     /// Of those, the bytes of the stack that had most, when the peak was last looked at.
     pub top_bytes: f64,
     /// That stack.
@@ -186,6 +188,8 @@ pub struct InFlight {
     pub phase: Phase,
     /// Estimated bytes that it holds.
     pub bytes: f64,
+    /// The standard deviation of that estimate, bytes.
+    pub deviation: f64,
     /// Of those, the bytes of the stack that has most.
     pub top_bytes: f64,
     /// That stack.

@@ -84,6 +84,17 @@ pub struct Holder {
     pub bound_bytes: Option<f64>,
 }
 
+/// What the container of a finding holds besides, that grows with the same requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beside {
+    /// The line that allocates most of it.
+    pub site: Option<Frame>,
+    /// Bytes per request, of all requests where it was allocated outside of them.
+    pub rate: Rate,
+    /// Estimated bytes that have been left behind so far.
+    pub live_bytes: f64,
+}
+
 /// A live sample that a finding rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Survivor {
@@ -126,6 +137,8 @@ pub struct Finding {
     pub survivors: Vec<Survivor>,
     /// What holds them; `None` where no heap snapshot has told.
     pub holder: Option<Holder>,
+    /// What that holds besides, most first.
+    pub beside: Vec<Beside>,
     /// The share of them, by bytes, that lay where nothing pointed to when a heap snapshot was taken; `None` where none
     /// has told.
     pub lost: Option<f64>,
@@ -155,6 +168,17 @@ impl Finding {
         let most = if self.garbage == Garbage::Untested { UNCOLLECTED_CONFIDENCE } else { MOST_CONFIDENCE };
         (1.0 - self.doubt).clamp(0.0, most)
     }
+
+    /// Is the other one a part of this leak? One container holds both, and whose requests fill it is known from this one.
+    fn explains(&self, other: &Self) -> bool {
+        let holds = |finding: &Self| finding.holder.as_ref().map(|holder| holder.path.clone());
+        let is_of_same_requests = other.routes.is_empty()
+            || other.routes.iter().all(|route| self.routes.contains(route))
+                && (self.outcome.is_none() || self.outcome == other.outcome);
+        [self.kind, other.kind] == [Kind::Leak; 2]
+            && is_of_same_requests
+            && holds(self).is_some_and(|path| holds(other) == Some(path))
+    }
 }
 
 /// What the evidence shows.
@@ -172,6 +196,22 @@ pub struct Analysis {
     pub unattributed: Unattributed,
     /// The smallest leak, in bytes per request, that would have been found.
     pub smallest_visible: Option<f64>,
+}
+
+impl Analysis {
+    /// Makes one finding of those that one container holds. What it keeps for each request may have been made in several
+    /// functions, and some of it by the server before the request began.
+    pub fn join_by_holder(&mut self) {
+        for finding in std::mem::take(&mut self.findings) {
+            match self.findings.iter_mut().find(|known| known.explains(&finding)) {
+                Some(known) => {
+                    let Finding { site, rate, live_bytes, .. } = finding;
+                    known.beside.push(Beside { site, rate, live_bytes });
+                }
+                None => self.findings.push(finding),
+            }
+        }
+    }
 }
 
 /// Looks at all evidence.
@@ -306,6 +346,7 @@ fn finding(evidence: &Evidence, deposits: &Deposits, group: &Group, groups: &[Gr
         samples: members.len(),
         survivors: survivors(&members),
         holder: None,
+        beside: vec![],
         lost: None,
         requests: deposits.requests_of(is_leaking),
         blamed,

@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 
 use super::ledger::Ledger;
 use super::schema::{
-    Basis, Call, Compared, Finding, Holder, Line, NativeCall, Process, Report, Route, Rss, Site, Socket, Target,
-    Unattributed, Window,
+    Basis, Beside, Call, Compared, Finding, Holder, Line, NativeCall, Process, Report, Route, Rss, Site, Socket,
+    Target, Unattributed, Window,
 };
 use super::sentence::{balloon_summary, leak_summary, remedy, retained_summary};
 use crate::analyze::decision::Garbage;
@@ -161,6 +161,7 @@ fn leak(finding: &analyze::Finding) -> Finding {
         library: library(finding.blamed.as_ref(), finding.site.as_ref().filter(|_| !is_own)),
         blamed: finding.blamed.as_ref().map(blamed),
         holder: finding.holder.as_ref().map(holder),
+        beside: finding.beside.iter().map(beside).collect(),
         definitely_lost: finding.lost,
         sockets: finding.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: finding.limit_reached_in_seconds,
@@ -212,6 +213,7 @@ fn balloon(balloon: &Balloon) -> Finding {
         library: library(balloon.blamed.as_ref(), balloon.site.as_ref().filter(|_| !is_own)),
         blamed: balloon.blamed.as_ref().map(blamed),
         holder: None,
+        beside: vec![],
         definitely_lost: None,
         sockets: balloon.sockets.iter().map(socket).collect(),
         limit_reached_in_seconds: None,
@@ -258,11 +260,18 @@ fn retained(retained: &Retained) -> Finding {
         application,
         stack: stack(&[], &retained.stack),
         holder: None,
+        beside: vec![],
         definitely_lost: None,
         sockets: vec![],
         limit_reached_in_seconds: None,
         summary: retained_summary(retained),
     }
+}
+
+fn beside(beside: &analyze::Beside) -> Beside {
+    let analyze::Beside { rate, live_bytes, .. } = *beside;
+    let site = beside.site.as_ref().map(line);
+    Beside { site, bytes_per_request: rate.bytes, low: rate.low, high: rate.high, live_bytes }
 }
 
 fn holder(holder: &analyze::Holder) -> Holder {

@@ -182,6 +182,8 @@ pub struct Finding {
     pub blamed: Option<NativeCall>,
     /// What holds the memory; null for other findings than leaks, and where no heap snapshot has told.
     pub holder: Option<Holder>,
+    /// What that holds besides, most first.
+    pub beside: Vec<Beside>,
     /// The share of it that is definitely lost: nothing points to it any more; null where no heap snapshot has told.
     pub definitely_lost: Option<f64>,
     /// What those requests exchanged over sockets, that which they read most from first.
@@ -190,6 +192,21 @@ pub struct Finding {
     pub limit_reached_in_seconds: Option<f64>,
     /// The finding in one sentence.
     pub summary: String,
+}
+
+/// What the holder of a leak holds besides, that grows with the same requests.
+#[derive(Clone, Debug, Serialize)]
+pub struct Beside {
+    /// The line that allocates most of it.
+    pub site: Option<Line>,
+    /// What a request leaves behind, of any route where it was allocated outside of requests.
+    pub bytes_per_request: f64,
+    /// Lower bound of its 95 % interval.
+    pub low: f64,
+    /// Upper bound of its 95 % interval.
+    pub high: f64,
+    /// What has been left behind so far.
+    pub live_bytes: f64,
 }
 
 /// What the requests of one outcome did.

@@ -252,6 +252,13 @@ impl Page<'_> {
                 writeln!(self.text, "           (bounded: it will hold {} when it is full)", size(bound))?;
             }
         }
+        for (at, beside) in finding.beside.iter().take(3).enumerate() {
+            let place =
+                |line: &Line| format!("{} ({}:{})", line.function, shorten(&short_file(&line.file), 40), line.line);
+            let by = beside.site.as_ref().map(|line| format!(" by {}", printable(&place(line)))).unwrap_or_default();
+            let title = if at == 0 { "beside" } else { "" };
+            writeln!(self.text, "  {title:<8} {} per request{by}", size(beside.bytes_per_request))?;
+        }
         if let Some(lost) = finding.definitely_lost.filter(|lost| *lost >= WORTH_NAMING) {
             writeln!(self.text, "  lost     definitely: {:.0} % of it has no pointer to it left", lost * 100.0)?;
         }

@@ -25,7 +25,6 @@ impl Requests {
         Self(Worker {
             stacks: vec![stack],
             routes: vec![route],
-            interval_bytes: 64.0 * KIB,
             rss_bytes: 40 << 20,
             rss_peak_bytes: 1_100 << 20,
             ..Worker::default()
@@ -49,6 +48,7 @@ impl Requests {
                     request,
                     after,
                     bytes,
+                    deviation: (64.0 * KIB * bytes).sqrt(),
                     top_bytes: bytes * 0.9,
                     stack,
                     phase,
@@ -89,8 +89,9 @@ impl Requests {
         self
     }
 
+    /// One sample in so many bytes.
     fn interval(mut self, bytes: f64) -> Self {
-        self.0.interval_bytes = bytes;
+        self.0.peaks.iter_mut().for_each(|peak| peak.deviation = (bytes * peak.bytes).sqrt());
         self
     }
 

@@ -1,7 +1,7 @@
 //! What a found leak looks like, to people and to programs.
 use leakline::analyze::decision::Garbage;
 use leakline::analyze::evidence::{Evidence, Loss};
-use leakline::analyze::{Kind, findings};
+use leakline::analyze::{Finding, Holder, Kind, findings};
 use leakline::report::{Printed, Report, json, text};
 use serde_json::Value;
 
@@ -78,6 +78,31 @@ fn what_may_be_garbage_is_called_so() {
     }
 }
 
+/// What one container keeps for each request is one leak, whoever made the parts.
+#[test]
+fn what_one_container_holds_is_told_together() {
+    let evidence = leaking();
+    let joined = |change: &dyn Fn(&mut Finding)| {
+        let mut analysis = findings(&evidence);
+        let path = vec!["module shop".to_owned(), "listeners".to_owned()];
+        analysis.findings.truncate(1);
+        analysis.findings[0].holder = Some(Holder { text: path.join(" → "), path, share: 0.9, bound_bytes: None });
+        let mut part = Finding { live_bytes: 1_000.0, ..analysis.findings[0].clone() };
+        change(&mut part);
+        analysis.findings.push(part);
+        analysis.join_by_holder();
+        let page = text(&Report::new(&evidence, &analysis), Printed { source: &|_, _| None, colour: false });
+        (analysis.findings.len(), analysis.findings[0].beside.len(), page.contains("\n  beside   "))
+    };
+    let (together, apart) = ((1, 1, true), (2, 0, false));
+    assert_eq!(joined(&|_| {}), together);
+    assert_eq!(joined(&|part| part.routes.clear()), together, "made by the server, before the request begins");
+    assert_eq!(joined(&|part| part.routes = vec!["GET /other".to_owned()]), apart);
+    assert_eq!(joined(&|part| part.kind = Kind::Cache), apart);
+    assert_eq!(joined(&|part| part.holder = None), apart);
+    assert_eq!(joined(&|part| part.holder.as_mut().unwrap().path.truncate(1)), apart);
+}
+
 #[test]
 fn without_a_leak_the_text_says_what_would_have_been_seen() {
     let mut server = Server::new(3, 16_384.0);
@@ -107,7 +132,7 @@ fn the_json_has_every_field_of_schema_1() {
     has(
         &report["findings"][0],
         "kind origin route outcome phase bytes_per_request low high live_bytes peak_bytes confidence site application \
-         stack library holder sockets limit_reached_in_seconds summary",
+         stack library holder beside sockets limit_reached_in_seconds summary",
     );
     has(&report["findings"][0]["site"], "file function line");
     has(&report["routes"][0], "route requests ok error aborted allocated_bytes live_bytes peak_bytes p50_ms p99_ms");

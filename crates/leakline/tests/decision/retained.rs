@@ -20,6 +20,7 @@ fn worker(main_mib: u64) -> Worker {
         request,
         after: 89,
         bytes: (200 * MIB) as f64,
+        deviation: MIB as f64,
         top_bytes: (200 * MIB) as f64,
         stack: Some(StackId(0)),
         phase: Phase::Handler,

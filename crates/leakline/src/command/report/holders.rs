@@ -61,6 +61,7 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
             finding.kind = Kind::Cache;
         }
     }
+    analysis.join_by_holder();
 }
 
 /// The share of blocks, by the bytes that they stand for, of which something is true; `None` where there are none.
