@@ -78,6 +78,12 @@ def instances(kept):
 
 
 @kind
+def one_in_ten(kept):
+    for place in range(10 * COUNT):
+        kept[place // 10] = bytes(300)  # one_in_ten
+
+
+@kind
 def dropped(kept):
     for place in range(COUNT):
         kept[0] = bytes(200)  # dropped
