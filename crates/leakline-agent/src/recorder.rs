@@ -30,13 +30,17 @@ unsafe impl Sync for Shared {}
 
 static WRITER: Shared = Shared(UnsafeCell::new(None));
 
-/// Time that the slow path has taken, ticks.
+/// Time that the slow path has taken, ticks: for samples, and for frees of blocks that only might have been sampled. These
+/// come by the samples that live, however many are taken now.
 static SPENT: AtomicU64 = AtomicU64::new(0);
+static SPENT_ON_STRANGERS: AtomicU64 = AtomicU64::new(0);
 
 /// The right to record.
 pub(crate) struct Recorder {
     /// When it was got, ticks, if it is for a sample.
     entered: Option<u64>,
+    /// What is spent is added there.
+    spent: &'static AtomicU64,
 }
 
 /// An entry that took longer, ticks (some 25 µs), is taken to have been interrupted: on a machine with more to do than
@@ -75,7 +79,7 @@ fn acquire(clock: fn() -> Option<u64>) -> Option<Recorder> {
     if !GATE.enter(this_thread(), PATIENCE) {
         return None;
     }
-    let mut recorder = Recorder { entered: clock() };
+    let mut recorder = Recorder { entered: clock(), spent: &SPENT };
     recorder.catch_up();
     Some(recorder)
 }
@@ -115,8 +119,8 @@ pub(crate) fn surely_write(act: impl FnOnce(&mut Writer<'static>)) {
 #[cold]
 pub(crate) fn freed(address: usize) {
     if let Some(mut recorder) = acquire(timed) {
-        if let Some(writer) = recorder.writer() {
-            writer.died(address as u64);
+        if !recorder.writer().is_some_and(|writer| writer.died(address as u64)) {
+            recorder.spent = &SPENT_ON_STRANGERS;
         }
         return;
     }
@@ -125,9 +129,14 @@ pub(crate) fn freed(address: usize) {
     }
 }
 
-/// Time that sampling has taken so far, ns.
-pub(crate) fn spent_ns() -> u64 {
+/// Time that samples have taken so far, ns.
+pub(crate) fn spent_on_samples_ns() -> u64 {
     clock::ns_of(SPENT.load(Ordering::Relaxed))
+}
+
+/// Time that the slow path has taken so far, ns.
+pub(crate) fn spent_ns() -> u64 {
+    spent_on_samples_ns() + clock::ns_of(SPENT_ON_STRANGERS.load(Ordering::Relaxed))
 }
 
 impl Recorder {
@@ -176,7 +185,7 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         if let Some(entered) = self.entered {
-            SPENT.fetch_add(clock::ticks().saturating_sub(entered).min(LONGEST_ENTRY), Ordering::Relaxed);
+            self.spent.fetch_add(clock::ticks().saturating_sub(entered).min(LONGEST_ENTRY), Ordering::Relaxed);
         }
         GATE.leave();
     }
@@ -197,7 +206,7 @@ pub(crate) fn hold() {
 pub(crate) fn let_go() {
     if FORKING.load(Ordering::Relaxed) == this_thread() {
         FORKING.store(0, Ordering::Relaxed);
-        drop(Recorder { entered: None });
+        drop(Recorder { entered: None, spent: &SPENT });
     }
 }
 
@@ -205,7 +214,7 @@ pub(crate) fn let_go() {
 pub(crate) fn begin_anew() {
     FORKING.store(0, Ordering::Relaxed);
     GATE.seize(this_thread());
-    let mut recorder = Recorder { entered: None };
+    let mut recorder = Recorder { entered: None, spent: &SPENT };
     recorder.install(None);
     FILTER.clear();
 }

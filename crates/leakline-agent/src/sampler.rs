@@ -393,7 +393,7 @@ fn follow_budget(recorder: &mut Recorder) {
     control.next_look = ticks + WINDOW;
     let now = clock::monotonic_ns();
     let before = control.window;
-    let window = Window { began: now, cpu: clock::process_cpu_ns(), spent: recorder::spent_ns() };
+    let window = Window { began: now, cpu: clock::process_cpu_ns(), spent: recorder::spent_on_samples_ns() };
     let cpu = window.cpu.saturating_sub(before.cpu);
     if cpu < WINDOW_CPU_NS {
         return;

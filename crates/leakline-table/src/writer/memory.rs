@@ -69,8 +69,8 @@ impl<'a> Carver<'a> {
 }
 
 /// How many cells the filter has, as a power of two. A table of 32 MiB holds 16,384 samples at most, so that not more than
-/// one free in sixteen asks about a stranger far away.
-const CELLS_LOG: u32 = 18;
+/// one free in 32 asks about a stranger far away.
+const CELLS_LOG: u32 = 19;
 const CELLS: usize = 1 << CELLS_LOG;
 /// Bytes of memory that share a cell, as a power of two: a processor's cache line of 64 cells then answers for a page. Cells of
 /// 16 bytes, one for each block, took more time for the lines that they brought into the cache (bench/README.md) than a free

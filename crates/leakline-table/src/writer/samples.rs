@@ -242,11 +242,11 @@ impl Writer<'_> {
         self.samples.record(slot).flags & FLAG_SMALL != 0
     }
 
-    /// A block was freed; nothing happens where it was not sampled.
-    pub fn died(&mut self, address: u64) {
-        if let Some(cell) = self.samples.cell(address) {
-            self.kill(cell);
-        }
+    /// A block was freed. Nothing happens where it was not sampled; returns whether it was.
+    pub fn died(&mut self, address: u64) -> bool {
+        let cell = self.samples.cell(address);
+        cell.into_iter().for_each(|cell| self.kill(cell));
+        cell.is_some()
     }
 
     /// Takes a sampled block off its address, before realloc may move it. `None` where it is not sampled.
