@@ -20,7 +20,7 @@ use crate::python::{self, Access};
 use crate::recorder::{self, Recorder};
 use crate::{clock, config, message, native, requests, sockets, stack, table};
 use leakline_table::layout::{FLAG_GROWTH, FLAG_OBJECT, Loss};
-use leakline_table::writer::{Birth, PLACES, Random, Transit, Writer};
+use leakline_table::writer::{Birth, MOST_SPARING, PLACES, Random, Transit, Writer};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
@@ -80,10 +80,11 @@ const WINDOW_CPU_NS: u64 = 20_000_000;
 const BUDGETS_OF_OWN: f64 = 4.0;
 const IN_ANY_CASE: f64 = 0.5;
 /// From the end of the first request on, sampling may take so many budgets of the process's own CPU time, until it has taken
-/// as much beyond the budget as that is of so much time, ns; and the interval to begin that with, bytes.
+/// as much beyond the budget as that is of so much time, ns; and the interval to begin that with, bytes times the budget (32 kB
+/// at 0.3 %).
 const BUDGETS_ON_CREDIT: f64 = 12.0;
 const CREDIT_NS: f64 = 20e9;
-const INTERVAL_ON_CREDIT: f64 = 32_768.0;
+const INTERVAL_ON_CREDIT: f64 = 98.0;
 /// While waiting for the interpreter: malloc's bytes between two looks whether it is there.
 const WAIT_BYTES: i64 = 16 << 10;
 
@@ -93,6 +94,9 @@ struct Control {
     window: Window,
     /// When to look next at what the window has cost, ticks.
     next_look: u64,
+    /// The interval that the budget allows, bytes. Below the floor it is not R that falls, but how much longer than R the
+    /// places' intervals may be.
+    allowed: f64,
     /// What is left of the credit, ns; `None` before the first request.
     credit: Option<f64>,
     /// The least interval since the table had to thin.
@@ -123,6 +127,7 @@ static CONTROL: Shared = Shared(UnsafeCell::new(Control {
     random: None,
     window: Window::NONE,
     next_look: 0,
+    allowed: FIRST_INTERVAL,
     credit: None,
     floor: LEAST_INTERVAL,
     unmarked: None,
@@ -187,7 +192,8 @@ pub(crate) fn begin_anew() {
         LARGE.set(distance(&mut random, first_interval()));
     }
     (control.random, control.unmarked, control.floor) = (Some(random), None, LEAST_INTERVAL);
-    (control.window, control.next_look, control.credit) = (Window::NONE, 0, None);
+    (control.window, control.next_look) = (Window::NONE, 0);
+    (control.allowed, control.credit) = (FIRST_INTERVAL, None);
 }
 
 /// A block of malloc's is due.
@@ -373,10 +379,7 @@ fn weight(bytes: f64, interval: f64) -> f64 {
 /// Raises or lowers the interval so that the slow path takes the share of one core, and of the process's own time, that it
 /// may.
 fn follow_budget(recorder: &mut Recorder) {
-    let Some((requests, interval)) = recorder.writer().map(|writer| (writer.requests(), writer.interval_bytes()))
-    else {
-        return;
-    };
+    let Some(requests) = recorder.writer().map(|writer| writer.requests()) else { return };
     let (ticks, control) = (clock::ticks(), control(recorder));
     let Some(budget) = config::get().map(|config| config.budget) else { return };
     if fixed_interval().is_some() {
@@ -384,8 +387,8 @@ fn follow_budget(recorder: &mut Recorder) {
     }
     if control.credit.is_none() && requests > 0 {
         (control.credit, control.window, control.next_look) = (Some(budget * CREDIT_NS), Window::NONE, 0);
-        let first = interval.min(INTERVAL_ON_CREDIT).max(control.floor);
-        return change_interval(recorder, interval, first);
+        control.allowed = control.allowed.min(INTERVAL_ON_CREDIT / budget).max(control.floor / MOST_SPARING);
+        return change_interval(recorder);
     }
     if ticks < control.next_look {
         return;
@@ -410,15 +413,18 @@ fn follow_budget(recorder: &mut Recorder) {
     let excess = spent / allowed.max((allowed + credit).min(budget * BUDGETS_ON_CREDIT * cpu as f64));
     control.credit = control.credit.map(|credit| (credit - (spent - allowed).max(0.0)).max(0.0));
     // As far up as down, so that chance does not drive it either way.
-    let next = (interval * excess.clamp(0.25, 4.0)).clamp(control.floor, MOST_INTERVAL);
-    change_interval(recorder, interval, next);
+    control.allowed = (control.allowed * excess.clamp(0.25, 4.0)).clamp(control.floor / MOST_SPARING, MOST_INTERVAL);
+    change_interval(recorder);
 }
 
-/// What is left of a countdown is as exponential as it was when it was drawn, so that it only has to be stretched.
-fn change_interval(recorder: &mut Recorder, from: f64, to: f64) {
-    if let Some(writer) = recorder.writer() {
-        writer.set_interval_bytes(to);
-    }
+/// Puts what is allowed in force. What is left of a countdown is as exponential as it was when it was drawn, so that it only has
+/// to be stretched.
+fn change_interval(recorder: &mut Recorder) {
+    let (allowed, floor) = (control(recorder).allowed, control(recorder).floor);
+    let Some(writer) = recorder.writer() else { return };
+    let (from, to) = (writer.interval_bytes(), allowed.max(floor));
+    writer.set_interval_bytes(to);
+    writer.spare((MOST_SPARING * allowed / floor).clamp(1.0, MOST_SPARING));
     let stretched = |left: i64| (left as f64 * (to / from)) as i64;
     [&SMALL, &LARGE].into_iter().for_each(|countdown| countdown.set(stretched(countdown.left())));
     if let Some((_, left)) = &mut control(recorder).unmarked {

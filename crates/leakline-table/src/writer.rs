@@ -21,7 +21,7 @@ mod watch;
 
 pub use memory::Filter;
 pub use names::{CodeKey, CodeText};
-pub use places::PLACES;
+pub use places::{MOST_SPARING, PLACES};
 pub use requests::{Ending, IN_FLIGHT, Life, slot};
 pub use samples::{Birth, Transit};
 pub use sockets::Way;
@@ -176,6 +176,12 @@ impl<'a> Writer<'a> {
     /// allocates stays.
     pub fn interval_at(&self, place: u16, bytes: f64) -> f64 {
         self.samples.places.interval(place, bytes, self.header.interval_bytes)
+    }
+
+    /// How many times longer [`Writer::interval_at`] may become: from 1, where no sample has to be spared, to
+    /// [`MOST_SPARING`], at first.
+    pub fn spare(&mut self, most: f64) {
+        self.samples.places.spare(most);
     }
 
     /// Names the server; the first name stays.

@@ -15,15 +15,14 @@ pub const PLACES: usize = 1 << 14;
 /// Samples of a place, and of all, after which those before count for half.
 const MEMORY: u16 = 256;
 
-/// A sample stands for so many intervals at most …
-const MOST_INTERVALS: f64 = 8.0;
-/// … or, where blocks are larger than the interval, for so many of them …
-const MOST_BLOCKS: f64 = 4.0;
-/// … and, unless the interval is as long, for so many bytes: what requests hold at once is made of blocks that are freed soon,
-/// and its estimate must not become much worse.
+/// So many times longer than where blocks stay, a place's interval may become at most. What requests hold at once is made of
+/// blocks that are freed soon, and its estimate must not become much worse. Where a place works outside of requests alone, as
+/// those do that read from connections, that does not matter, and it may be longer by the square.
+pub const MOST_SPARING: f64 = 8.0;
+/// Where blocks are larger than the interval, it may become half as many times as long as the block is.
+const MOST_BLOCKS: f64 = 0.5;
+/// For a request's blocks, it never becomes longer than that, bytes, unless it is everywhere.
 const MOST_BYTES: f64 = 524_288.0;
-/// Where a place works outside of requests alone, as those do that read from connections, that does not matter.
-const OUTSIDE: f64 = 8.0;
 
 /// The samples that were taken at a place.
 #[derive(Clone, Copy)]
@@ -61,8 +60,12 @@ impl Place {
     }
 }
 
-/// The places, and behind them all together: what is thought of a place that nothing is known of.
-pub(super) struct Places<'a>(&'a mut [Place]);
+pub(super) struct Places<'a> {
+    /// The places, and behind them all together: what is thought of a place that nothing is known of.
+    places: &'a mut [Place],
+    /// See [`Places::spare`].
+    most: f64,
+}
 
 impl<'a> Places<'a> {
     pub(super) fn private_bytes() -> usize {
@@ -70,15 +73,22 @@ impl<'a> Places<'a> {
     }
 
     pub(super) fn new(private: &mut Carver<'a>) -> Option<Self> {
-        private.take(PLACES + 1).map(Self)
+        Some(Self { places: private.take(PLACES + 1)?, most: MOST_SPARING })
+    }
+
+    /// From now on a place's interval may become so many times longer, from 1, where no sample has to be spared, to
+    /// [`MOST_SPARING`].
+    pub(super) fn spare(&mut self, most: f64) {
+        self.most = most;
     }
 
     /// The mean distance between samples of blocks of `bytes` at a place, where it is `interval` for those that stay, bytes.
     pub(super) fn interval(&self, place: u16, bytes: f64, interval: f64) -> f64 {
-        let (Some(here), Some(all)) = (self.0.get(usize::from(place)), self.0.get(PLACES)) else { return interval };
-        let most = (MOST_INTERVALS * interval).max(MOST_BLOCKS * bytes);
-        let most =
-            if here.in_requests == 0 && here.born > 0 { most * OUTSIDE } else { most.min(MOST_BYTES.max(interval)) };
+        let (here, all) = (self.places.get(usize::from(place)), self.places.get(PLACES));
+        let (Some(here), Some(all)) = (here, all) else { return interval };
+        let most = self.most * interval.max(MOST_BLOCKS * bytes);
+        let is_outside = here.in_requests == 0 && here.born > 0;
+        let most = if is_outside { most * self.most } else { most.min(MOST_BYTES.max(interval)) };
         (interval / here.stay(all.stay(1.0)).sqrt()).min(most)
     }
 
@@ -98,7 +108,7 @@ impl<'a> Places<'a> {
     }
 
     fn both(&mut self, place: u16) -> impl Iterator<Item = &mut Place> {
-        let (places, all) = self.0.split_at_mut(PLACES.min(self.0.len()));
+        let (places, all) = self.places.split_at_mut(PLACES.min(self.places.len()));
         places.get_mut(usize::from(place)).into_iter().chain(all)
     }
 }
@@ -110,7 +120,8 @@ mod tests {
     const INTERVAL: f64 = 16_384.0;
 
     fn with<R>(act: impl FnOnce(&mut Places<'_>) -> R) -> R {
-        act(&mut Places(&mut [Place { born: 0, died: 0, in_requests: 0 }; PLACES + 1]))
+        let places = &mut [Place { born: 0, died: 0, in_requests: 0 }; PLACES + 1];
+        act(&mut Places { places, most: MOST_SPARING })
     }
 
     /// In intervals.
@@ -146,12 +157,14 @@ mod tests {
                 places.born(1, false);
                 places.died(1);
             }
-            assert_eq!(longer(places, 0, 64.0), MOST_INTERVALS);
-            assert_eq!(places.interval(0, 65_536.0, INTERVAL), 65_536.0 * MOST_BLOCKS);
+            assert_eq!(longer(places, 0, 64.0), MOST_SPARING);
+            assert_eq!(places.interval(0, 65_536.0, INTERVAL), 262_144.0);
             assert_eq!(places.interval(0, 1e9, INTERVAL), MOST_BYTES);
             assert_eq!(places.interval(0, 1e9, 4.0 * MOST_BYTES), 4.0 * MOST_BYTES);
-            assert_eq!(longer(places, 1, 64.0), MOST_INTERVALS * OUTSIDE);
-            assert_eq!(longer(places, 2, 64.0), MOST_INTERVALS, "it may work for requests");
+            assert_eq!(longer(places, 1, 64.0), MOST_SPARING * MOST_SPARING);
+            assert_eq!(longer(places, 2, 64.0), MOST_SPARING, "it may work for requests");
+            places.spare(1.0);
+            assert_eq!([0, 1, 2].map(|place| longer(places, place, 64.0)), [1.0; 3], "there is enough for all");
         });
     }
 
@@ -162,7 +175,7 @@ mod tests {
                 places.born(0, true);
                 places.died(0);
             }
-            assert_eq!(longer(places, 0, 64.0), MOST_INTERVALS);
+            assert_eq!(longer(places, 0, 64.0), MOST_SPARING);
             (0..600).for_each(|_| places.born(0, true));
             assert!(longer(places, 0, 64.0) < 1.5);
         });
@@ -177,7 +190,7 @@ mod tests {
                 places.died(0);
                 places.forget(0);
             }
-            assert_eq!(longer(places, 0, 64.0), MOST_INTERVALS);
+            assert_eq!(longer(places, 0, 64.0), MOST_SPARING);
             places.forget(0);
             places.died(0);
         });
