@@ -482,6 +482,12 @@ record! {
     }
 }
 
+/// The variance of what a sample of `size` bytes stands for, bytes squared. A block of z bytes that is sampled with the chance p
+/// stands for w = z / p of them, and w² (1 - p) estimates the variance of that (Horvitz and Thompson 1952).
+pub fn variance(size: u64, weight: f64) -> f64 {
+    weight * (weight - size as f64).max(0.0)
+}
+
 record! {
     /// A run of the cyclic collector over all generations.
     CollectionRecord, 16 {

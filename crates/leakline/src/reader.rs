@@ -260,7 +260,7 @@ fn in_flight(record: &PeakRecord, name: &str, snapshot: &Snapshot) -> InFlight {
     for raw in snapshot.samples.iter().filter(is_of_it) {
         let weight = amount(raw.record.weight);
         *stacks.entry(raw.stack).or_default() += weight;
-        variance += weight * (weight - raw.record.size as f64).max(0.0);
+        variance += layout::variance(raw.record.size, weight);
     }
     let top = stacks.iter().max_by(|one, other| one.1.total_cmp(other.1));
     InFlight {

@@ -16,7 +16,7 @@ use super::sockets::{EXCHANGES, Exchange};
 use super::watch::{Watch, Watched};
 use crate::layout::{
     DURATIONS, FLAG_GROWTH, FLAG_PARKED, FLAG_RECYCLED, FLAG_SMALL, Loss, OWNER_NONE, OWNER_SETTLED, PeakRecord, Phase,
-    SampleRecord,
+    SampleRecord, variance,
 };
 
 /// What a look at a small block shows.
@@ -533,12 +533,6 @@ impl Request {
         self.name[from..from + length].copy_from_slice(&path[..length]);
         self.name_bytes = (from + length) as u32;
     }
-}
-
-/// A block of z bytes that is sampled with the chance p stands for w = z / p of them; the estimate of this estimate's variance
-/// is w² (1 - p), after Horvitz and Thompson (1952).
-fn variance(size: u64, weight: f64) -> f64 {
-    weight * (weight - size as f64).max(0.0)
 }
 
 fn is_another_life(before: u64, now: u64) -> bool {

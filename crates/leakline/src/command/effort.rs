@@ -12,7 +12,7 @@ pub struct Effort {
     #[arg(long)]
     pub no_native: bool,
     /// Processor time that recording may take, in percent of one core; at most four times as much of what the server itself
-    /// takes
+    /// takes. With the first requests, once, it may take 20 seconds' worth of it besides
     #[arg(long, value_name = "PERCENT", default_value_t = 0.3, value_parser = percent, conflicts_with = "exact")]
     budget: f64,
     /// Size of each process's table in MiB; when it is full, samples are thinned
