@@ -1,10 +1,22 @@
-//! From the survivors of a finding to the container that holds most of them.
+//! From the survivors of a finding to the container that holds most of them, and to whether its entries come and go.
+use std::collections::{BTreeMap, HashMap};
+
 use super::graph::{Graph, Node, Root};
 use super::words::{entries, words};
 use crate::analyze::Holder;
 
 /// A container is named where it holds more than this share of what was found in the snapshot.
 const MOST: f64 = 0.5;
+
+/// CPython keeps the memory of such objects when they die, and gives it to the next ones without an allocation.
+const HANDED_ON: [&str; 2] = ["dict", "list"];
+/// In these an entry lies behind those that came before it.
+const IN_ORDER: [&str; 5] = ["list", "dict", "collections.OrderedDict", "collections.defaultdict", "collections.deque"];
+/// So many entries tell whether their order is that of their births, and more are not asked.
+const TELLING: std::ops::Range<usize> = 10..500;
+/// Of two entries, how much more often the one behind must be the younger one for their memory to be as old as they are:
+/// Kendall's rank correlation. It is 1 where entries only come, and 0 where their memory was handed on at random.
+const LEAST_ORDER: f64 = 0.5;
 
 /// Finds the container nearest to the survivors, each given by the address of its block and the bytes that it stands for.
 /// `None` where none of them belongs to an object of the snapshot.
@@ -39,6 +51,44 @@ pub fn holder(graph: &Graph, survivors: &[(u64, f64)]) -> Option<Holder> {
     })
 }
 
+/// Is this the memory of entries that come and go? Where one goes when the next one comes, as in a cache that is full, a block is
+/// handed on from one to the other for ever, and nobody sees it lie on a free list in between: it looks as old as the first of
+/// them. The blocks' births, of which the container's first entries had as many as any later ones, then look like a leak's. The
+/// order of the entries tells: what has been kept since its birth lies behind what was born before it. Each block is given by
+/// its address and the number of requests that had ended at its birth.
+pub fn comes_and_goes(graph: &Graph, blocks: &[(u64, u64)]) -> bool {
+    let mut entries: BTreeMap<Node, Vec<(Node, u64)>> = BTreeMap::new();
+    for &(address, born) in blocks {
+        let owner = graph.owner(address).filter(|(node, _)| HANDED_ON.contains(&graph.type_name(*node)));
+        if let Some((node, container)) = owner.and_then(|(node, _)| Some((node, graph.before(node)?))) {
+            entries.entry(container).or_default().push((node, born));
+        }
+    }
+    let Some((&container, entries)) = entries.iter().max_by_key(|(_, entries)| entries.len()) else { return false };
+    let is_most = entries.len() * 2 > blocks.len();
+    if !is_most || !IN_ORDER.contains(&graph.type_name(container)) || entries.len() < TELLING.start {
+        return false;
+    }
+    let places: HashMap<Node, usize> =
+        graph.edges(container).enumerate().map(|(place, (_, node))| (node, place)).collect();
+    let every = entries.len().div_ceil(TELLING.end);
+    let asked: Vec<(usize, u64)> =
+        entries.iter().step_by(every).filter_map(|(node, born)| Some((*places.get(node)?, *born))).collect();
+    order(&asked) < LEAST_ORDER
+}
+
+/// Kendall's rank correlation of places and births, over the pairs that differ in both; 1 where there are none.
+fn order(entries: &[(usize, u64)]) -> f64 {
+    let (mut pairs, mut agreeing) = (0, 0);
+    for (at, one) in entries.iter().enumerate() {
+        for other in entries[..at].iter().filter(|other| one.0 != other.0 && one.1 != other.1) {
+            pairs += 1;
+            agreeing += i64::from((one.0 < other.0) == (one.1 < other.1));
+        }
+    }
+    if pairs == 0 { 1.0 } else { (2 * agreeing - pairs) as f64 / pairs as f64 }
+}
+
 /// The dict of an object's attributes says less than the object.
 fn container(graph: &Graph, node: Node) -> Node {
     let is_attributes = |before: &Node| {
@@ -67,4 +117,66 @@ fn scattered(graph: &Graph, held: &[f64], all: f64) -> Option<Holder> {
 fn bound(graph: &Graph, node: Node, held: f64) -> Option<f64> {
     let (most, items) = (graph.object(node).bound?, entries(graph, node).filter(|items| *items > 0)?);
     Some(held.max(graph.retained(node) as f64) / items as f64 * most as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leakline_table::heap::{Edge, Heap, HeapHeader, HeapObject};
+
+    const ENTRIES: u64 = 40;
+
+    fn address(node: u64) -> u64 {
+        0x1000 + 0x100 * node
+    }
+
+    /// A module that holds a container, whose entries are of a type.
+    fn graph(container: &str, entry: &str) -> Graph {
+        let object = |node: u64, of: u32, first_edge: u64| HeapObject {
+            address: address(node),
+            of,
+            references: 1,
+            bytes: 64,
+            front: 0,
+            length: None,
+            bound: None,
+            label: None,
+            is_tracked: true,
+            is_class: false,
+            buffers: Default::default(),
+            first_edge,
+        };
+        let edge = |node: u64| Edge { target: address(node), name: None, count: 1 };
+        let mut objects = vec![object(0, 0, 0), object(1, 1, 1)];
+        objects.extend((0..ENTRIES).map(|entry| object(2 + entry, 2, 1 + ENTRIES)));
+        Graph::new(Heap {
+            header: HeapHeader::decode(&[0; HeapHeader::BYTES]).unwrap(),
+            types: vec!["module".into(), container.into(), entry.into()],
+            names: vec![],
+            labels: vec![],
+            objects,
+            edges: std::iter::once(1).chain(2..2 + ENTRIES).map(edge).collect(),
+            limits: vec![],
+            lost: vec![],
+        })
+    }
+
+    #[test]
+    fn entries_whose_memory_is_older_than_they_are_come_and_go() {
+        let blocks = |born: &dyn Fn(u64) -> u64| -> Vec<(u64, u64)> {
+            (0..ENTRIES).map(|entry| (address(2 + entry), born(entry))).collect()
+        };
+        let by_chance = |entry: u64| entry * 17 % ENTRIES;
+        let told =
+            |container, entry, born: &dyn Fn(u64) -> u64| comes_and_goes(&graph(container, entry), &blocks(born));
+        assert!(told("collections.OrderedDict", "dict", &by_chance));
+        assert!(!told("collections.OrderedDict", "dict", &|entry| entry), "they only come");
+        assert!(!told("list", "list", &|entry| entry + by_chance(entry) / 10), "nearly");
+        assert!(!told("set", "dict", &by_chance), "it has no order");
+        assert!(!told("list", "bytes", &by_chance), "their memory goes back to the allocator");
+        let few = &blocks(&by_chance)[..9];
+        assert!(!comes_and_goes(&graph("list", "dict"), few), "too few");
+        let others: Vec<_> = (0..50).map(|other| (other, 0)).chain(blocks(&by_chance)).collect();
+        assert!(!comes_and_goes(&graph("list", "dict"), &others), "most is something else");
+    }
 }

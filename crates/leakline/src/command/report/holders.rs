@@ -6,8 +6,8 @@ use leakline_table::heap::Search;
 
 use crate::analyze::decision::Garbage;
 use crate::analyze::evidence::{Evidence, Worker};
-use crate::analyze::{Analysis, Kind};
-use crate::heap::{self, Graph, graph::Root, holder::holder};
+use crate::analyze::{Analysis, Finding, Kind, Survivor};
+use crate::heap::{self, Graph, graph::Root, holder};
 use crate::runs::TableFile;
 use crate::target::snapshot::{self, Forecast};
 
@@ -45,7 +45,7 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
             is_most(share(&blocks, is_so))
         };
         // What most of it has not got is no holder of it.
-        finding.holder = holder(&graph, &blocks).filter(|_| !is_most(finding.lost));
+        finding.holder = holder::holder(&graph, &blocks).filter(|_| !is_most(finding.lost));
         // Garbage has pointers to itself. A reference that nobody knows of is no proof that somebody has it.
         if is_most(finding.lost) || lives_by(Root::Module) {
             finding.garbage = Garbage::RuledOut;
@@ -61,7 +61,21 @@ pub fn find(analysis: &mut Analysis, evidence: &Evidence, tables: &[&TableFile],
             finding.kind = Kind::Cache;
         }
     }
+    analysis
+        .findings
+        .retain(|finding| finding.kind != Kind::Leak || !comes_and_goes(finding, evidence, worker, &graph));
     analysis.join_by_holder();
+}
+
+/// Is it the memory of a container's entries that come and go?
+fn comes_and_goes(finding: &Finding, evidence: &Evidence, worker: usize, graph: &Graph) -> bool {
+    let worker_of = |survivor: &&Survivor| survivor.worker == worker;
+    let born = |survivor: &Survivor| {
+        let (address, _) = block(&evidence.workers[worker], survivor.sample, graph)?;
+        Some((address, evidence.workers[worker].samples[survivor.sample].born))
+    };
+    let blocks: Vec<(u64, u64)> = finding.survivors.iter().filter(worker_of).filter_map(born).collect();
+    holder::comes_and_goes(graph, &blocks)
 }
 
 /// The share of blocks, by the bytes that they stand for, of which something is true; `None` where there are none.
