@@ -63,6 +63,24 @@ fn a_parked_block_is_dead_and_its_next_life_belongs_to_who_revived_it() {
 }
 
 #[test]
+fn what_was_born_outside_of_requests_parks_as_well() {
+    let mut table = Table::new(1);
+    pass(&mut table, "/first", OK, in_use);
+    born(&mut table, 0x1000, 0);
+    table.writer.look_before_next(|_| Life::Parked);
+    assert!(table.snapshot().samples.is_empty());
+    pass(&mut table, "/report", OK, in_use);
+    assert_eq!(survivor(&table).1, "GET /report");
+
+    // Where no request begins meanwhile, the end of one looks.
+    let request = table.writer.begin(b"GET", b"/second", 0);
+    table.writer.died(0x1000);
+    born(&mut table, 0x2000, 0);
+    table.writer.end(request, OK, |_| Life::Parked);
+    assert!(table.snapshot().samples.is_empty());
+}
+
+#[test]
 fn what_parks_just_after_its_request_does_not_stay_with_it() {
     let mut table = Table::new(1);
     let request = table.writer.begin(b"GET", b"/healthy", 0);

@@ -54,7 +54,8 @@ const PARKED: usize = 2048;
 /// Parked blocks that one end of a request looks at. The cost is bounded by the budget: in the sampler's steady state
 /// only a few of the parked blocks are sampled.
 const PARKED_LOOKS: usize = 256;
-/// Blocks that one end of a request finds in use and that are looked at before the next one begins.
+/// Blocks that one end of a request finds in use, or that were born since outside of any, and that are looked at before the next
+/// one begins.
 const FRESH: usize = 256;
 /// Blocks in use that are watched.
 const IN_USE: usize = 1024;
@@ -110,7 +111,7 @@ pub(super) struct Requests<'a> {
     /// Where the search for a free slot begins.
     next: usize,
     parked: Watch<'a>,
-    /// What the last end of a request found in use.
+    /// What the last end of a request found in use, and what was born since outside of any.
     fresh: Watch<'a>,
     in_use: Watch<'a>,
     path_routes: u32,
@@ -135,6 +136,11 @@ impl<'a> Requests<'a> {
 
     pub(super) fn slot(&mut self, index: u32) -> &mut Request {
         &mut self.slots[index as usize]
+    }
+
+    /// From now on looks whether a small block parks, that was born outside of requests when so many had ended.
+    pub(super) fn watch(&mut self, slot: u32, generation: u32, seen: u32) {
+        self.fresh.add(Watched { slot, generation, seen });
     }
 
     /// The slot of a request that has ended, from its handle, as long as no other one has got it.

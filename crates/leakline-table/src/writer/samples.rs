@@ -226,7 +226,13 @@ impl Writer<'_> {
         let link = &mut self.samples.links[slot as usize];
         (link.block, link.place) = (birth.block, birth.place);
         self.samples.places.born(birth.place, birth.request != 0);
-        Some(Transit { slot, generation: self.samples.generation(slot) })
+        let generation = self.samples.generation(slot);
+        // What servers make for a request before it begins, or after its end, parks as well. (Importing makes more of these
+        // than can be looked at, and what it leaves is the oldest there is.)
+        if birth.request == 0 && birth.flags & (FLAG_SMALL | FLAG_GROWTH) == FLAG_SMALL && self.header.requests > 0 {
+            self.requests.watch(slot, generation, self.header.requests as u32);
+        }
+        Some(Transit { slot, generation })
     }
 
     /// A block at this address is about to be recorded with [`Writer::born`]: what it will be written to is on its way from
