@@ -16,6 +16,9 @@
 pub const FEWEST_SURVIVORS: f64 = 8.0;
 /// Nor are survivors of fewer requests.
 pub const FEWEST_REQUESTS: usize = 10;
+/// Nor is less memory than this, bytes: pools, free lists and small caches of a server's own hold some hundred kB in any shape,
+/// and where there are many of them and many samples, chance makes one look even.
+pub const LEAST_BYTES: f64 = 1_048_576.0;
 /// A finding is wrong with at most this probability, given the mildest healthy trend, over all groups looked at.
 pub const ERROR: f64 = 0.02;
 
@@ -85,6 +88,8 @@ pub struct Shape {
     pub survivors: f64,
     /// Distinct requests among them.
     pub requests: usize,
+    /// What they hold, bytes.
+    pub bytes: f64,
     /// Like `survivors`, with the growth of a list, whose risers are no accidents, counted by its own noise.
     pub witnesses: f64,
     mean: f64,
@@ -111,6 +116,7 @@ impl Shape {
         Self {
             survivors: count,
             requests: requests.len(),
+            bytes: total,
             witnesses: total * total / noise,
             mean: ages.iter().map(|(age, share)| age * share).sum(),
             distance: distance_from_even(&ages),
@@ -123,7 +129,7 @@ impl Shape {
 
     /// There is enough to be judged at all.
     pub fn is_enough(&self) -> bool {
-        self.survivors >= FEWEST_SURVIVORS && self.requests >= FEWEST_REQUESTS
+        self.survivors >= FEWEST_SURVIVORS && self.requests >= FEWEST_REQUESTS && self.bytes >= LEAST_BYTES
     }
 
     /// The ages do not contradict an even spread over the window, to its very ends, and before the last full collection.

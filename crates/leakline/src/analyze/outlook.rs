@@ -1,5 +1,5 @@
 //! Turns rates into what they lead to: when the memory limit is reached, and what leak would not have been seen at all.
-use super::decision::survivors_needed;
+use super::decision::{LEAST_BYTES, survivors_needed};
 use super::deposit::{Deposits, Source};
 use super::evidence::{Evidence, Tick, Worker};
 
@@ -76,7 +76,9 @@ pub fn smallest_visible(evidence: &Evidence, deposits: &Deposits, groups: usize)
         for _ in 0..4 {
             needed = survivors_needed(longest, needed * interval, groups);
         }
-        (requests > 0.0).then(|| needed * interval / requests)
+        // An estimate of as much from so many survivors may be too low by two of its standard deviations.
+        let least = LEAST_BYTES * (1.0 + 2.0 * (interval / LEAST_BYTES).sqrt());
+        (requests > 0.0).then(|| (needed * interval).max(least) / requests)
     });
     visible.min_by(f64::total_cmp)
 }
