@@ -381,17 +381,15 @@ fn weight(bytes: f64, interval: f64) -> f64 {
 fn follow_budget(recorder: &mut Recorder) {
     let Some(requests) = recorder.writer().map(|writer| writer.requests()) else { return };
     let (ticks, control) = (clock::ticks(), control(recorder));
-    let Some(budget) = config::get().map(|config| config.budget) else { return };
-    if fixed_interval().is_some() {
+    let is_first = control.credit.is_none() && requests > 0;
+    if ticks < control.next_look && !is_first || fixed_interval().is_some() {
         return;
     }
-    if control.credit.is_none() && requests > 0 {
+    let Some(budget) = config::get().map(|config| config.budget) else { return };
+    if is_first {
         (control.credit, control.window, control.next_look) = (Some(budget * CREDIT_NS), Window::NONE, 0);
         control.allowed = control.allowed.min(INTERVAL_ON_CREDIT / budget).max(control.floor / MOST_SPARING);
         return change_interval(recorder);
-    }
-    if ticks < control.next_look {
-        return;
     }
     control.next_look = ticks + WINDOW;
     let now = clock::monotonic_ns();

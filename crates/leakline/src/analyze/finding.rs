@@ -171,13 +171,12 @@ impl Finding {
 
     /// Is the other one a part of this leak? One container holds both, and whose requests fill it is known from this one.
     fn explains(&self, other: &Self) -> bool {
-        let holds = |finding: &Self| finding.holder.as_ref().map(|holder| holder.path.clone());
         let is_of_same_requests = other.routes.is_empty()
             || other.routes.iter().all(|route| self.routes.contains(route))
                 && (self.outcome.is_none() || self.outcome == other.outcome);
         [self.kind, other.kind] == [Kind::Leak; 2]
             && is_of_same_requests
-            && holds(self).is_some_and(|path| holds(other) == Some(path))
+            && self.holder.as_ref().zip(other.holder.as_ref()).is_some_and(|(one, other)| one.path == other.path)
     }
 }
 

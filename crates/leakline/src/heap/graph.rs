@@ -293,12 +293,12 @@ fn is_some(node: u32) -> Option<Node> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use leakline_table::heap::HeapHeader;
 
     /// Objects of one byte or more; each edge leads from one to another. The first is a module.
-    fn heap(edges: &[Vec<u32>], references: impl Fn(usize) -> u64) -> Heap {
+    pub fn heap(edges: &[Vec<u32>], references: impl Fn(usize) -> u64) -> Heap {
         let mut heap = Heap {
             header: HeapHeader::decode(&[0; HeapHeader::BYTES]).unwrap(),
             types: vec!["module".into(), "list".into()],

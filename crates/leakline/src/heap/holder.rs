@@ -122,61 +122,45 @@ fn bound(graph: &Graph, node: Node, held: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leakline_table::heap::{Edge, Heap, HeapHeader, HeapObject};
+    use crate::heap::graph::tests::heap;
 
-    const ENTRIES: u64 = 40;
+    const ENTRIES: usize = 40;
 
-    fn address(node: u64) -> u64 {
-        0x1000 + 0x100 * node
-    }
-
-    /// A module that holds a container, whose entries are of a type.
-    fn graph(container: &str, entry: &str) -> Graph {
-        let object = |node: u64, of: u32, first_edge: u64| HeapObject {
-            address: address(node),
-            of,
-            references: 1,
-            bytes: 64,
-            front: 0,
-            length: None,
-            bound: None,
-            label: None,
-            is_tracked: true,
-            is_class: false,
-            buffers: Default::default(),
-            first_edge,
-        };
-        let edge = |node: u64| Edge { target: address(node), name: None, count: 1 };
-        let mut objects = vec![object(0, 0, 0), object(1, 1, 1)];
-        objects.extend((0..ENTRIES).map(|entry| object(2 + entry, 2, 1 + ENTRIES)));
-        Graph::new(Heap {
-            header: HeapHeader::decode(&[0; HeapHeader::BYTES]).unwrap(),
-            types: vec!["module".into(), container.into(), entry.into()],
-            names: vec![],
-            labels: vec![],
-            objects,
-            edges: std::iter::once(1).chain(2..2 + ENTRIES).map(edge).collect(),
-            limits: vec![],
-            lost: vec![],
-        })
+    /// A module that holds a container, whose entries are of a type, and where each entry lies.
+    fn graph(container: &str, entry: &str) -> (Graph, Vec<u64>) {
+        let mut edges = vec![vec![1], (2..2 + ENTRIES as u32).collect()];
+        edges.resize(2 + ENTRIES, vec![]);
+        let mut heap = heap(&edges, |_| 1);
+        heap.types = vec!["module".into(), container.into(), entry.into()];
+        for object in &mut heap.objects {
+            object.bytes = 64;
+        }
+        for object in &mut heap.objects[2..] {
+            object.of = 2;
+        }
+        let addresses = heap.objects[2..].iter().map(|object| object.address).collect();
+        (Graph::new(heap), addresses)
     }
 
     #[test]
     fn entries_whose_memory_is_older_than_they_are_come_and_go() {
-        let blocks = |born: &dyn Fn(u64) -> u64| -> Vec<(u64, u64)> {
-            (0..ENTRIES).map(|entry| (address(2 + entry), born(entry))).collect()
+        let blocks = |addresses: &[u64], born: &dyn Fn(u64) -> u64| -> Vec<(u64, u64)> {
+            addresses.iter().zip(0..).map(|(address, entry)| (*address, born(entry))).collect()
         };
-        let by_chance = |entry: u64| entry * 17 % ENTRIES;
-        let told =
-            |container, entry, born: &dyn Fn(u64) -> u64| comes_and_goes(&graph(container, entry), &blocks(born));
+        let by_chance = |entry: u64| entry * 17 % ENTRIES as u64;
+        let told = |container, entry, born: &dyn Fn(u64) -> u64| {
+            let (graph, addresses) = graph(container, entry);
+            comes_and_goes(&graph, &blocks(&addresses, born))
+        };
         assert!(told("collections.OrderedDict", "dict", &by_chance));
         assert!(!told("collections.OrderedDict", "dict", &|entry| entry), "they only come");
         assert!(!told("list", "list", &|entry| entry + by_chance(entry) / 10), "nearly");
         assert!(!told("set", "dict", &by_chance), "it has no order");
         assert!(!told("list", "bytes", &by_chance), "their memory goes back to the allocator");
-        let few = &blocks(&by_chance)[..9];
-        assert!(!comes_and_goes(&graph("list", "dict"), few), "too few");
-        let others: Vec<_> = (0..50).map(|other| (other, 0)).chain(blocks(&by_chance)).collect();
-        assert!(!comes_and_goes(&graph("list", "dict"), &others), "most is something else");
+        let (graph, addresses) = graph("list", "dict");
+        assert!(!comes_and_goes(&graph, &blocks(&addresses[..9], &by_chance)), "too few");
+        let entries = blocks(&addresses, &by_chance);
+        let others: Vec<_> = (0..50).map(|other| (other, 0)).chain(entries).collect();
+        assert!(!comes_and_goes(&graph, &others), "most is something else");
     }
 }
